@@ -1,0 +1,2 @@
+//! mgit: model versioning as a filesystem.
+pub mod model;
