@@ -1,9 +1,11 @@
 //! What the journal says: every change to what can change. All names, edges and removals follow from
 //! replaying these in order.
 //!
-//! Stored as one JSON object each, tagged by `"event"`. An unknown tag is an error on replay: a journal
+//! Stored as one JSON object each, tagged by `"event"`; a journal frame holds an array of them, all or none of
+//! which happened. An unknown tag is an error on replay: a journal
 //! that a later mgit wrote must not be half understood.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::id::Id;
@@ -21,6 +23,9 @@ pub enum Event {
         id: Id,
         /// Pack that the commit added, as its file stem.
         pack: String,
+        created: Timestamp,
+        /// Logical bytes of all files.
+        bytes: u64,
         previous: Option<Id>,
         parents: Vec<ParentEdge>,
     },

@@ -140,11 +140,8 @@ mod tests {
         let data: Vec<u8> = (0..(5 * BLOCK + 777)).map(|i| (i * 31 % 251) as u8).collect();
         for len in [0, 1, 1024, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK + 5, 5 * BLOCK + 777] {
             let bytes = &data[..len as usize];
-            let values: Vec<_> = bytes
-                .chunks(BLOCK as usize)
-                .enumerate()
-                .map(|(i, b)| block_value(b, i as u64, len))
-                .collect();
+            let values: Vec<_> =
+                bytes.chunks(BLOCK as usize).enumerate().map(|(i, b)| block_value(b, i as u64, len)).collect();
             assert_eq!(fold(&values, len), Id::of(bytes), "{len}");
         }
     }
