@@ -17,11 +17,11 @@ use std::sync::OnceLock;
 
 pub(super) const BITS: u32 = 11;
 pub(super) const LANES: usize = 16;
-pub(super) const CONTEXTS: usize = 32;
+pub(super) const CONTEXTS: usize = 64;
 pub(super) const ESCAPE: u8 = 255;
 pub(super) const START: u32 = 1 << 16;
 const TOTAL: u32 = 1 << BITS;
-const SLOTS: usize = CONTEXTS << BITS;
+pub(super) const SLOTS: usize = CONTEXTS << BITS;
 
 pub(super) type Weights = [[f64; 256]; CONTEXTS];
 
@@ -39,6 +39,7 @@ impl Tables {
         let mut start = Box::new([[0; 256]; CONTEXTS]);
         for ((w, f), s) in weights.iter().zip(frequency.iter_mut()).zip(start.iter_mut()) {
             *f = normalise(w);
+            debug_assert!(f[ESCAPE as usize] > 0);
             let mut at = 0;
             for (s, f) in s.iter_mut().zip(f) {
                 *s = at;
@@ -81,10 +82,10 @@ impl Tables {
         })
     }
 
-    /// Appends the coded run: `prefix`, then `body`, each from lane 0, as (context, symbol).
-    pub fn encode(&self, prefix: &[(u8, u8)], body: &[(u8, u8)], out: &mut Vec<u8>) {
+    /// Codes `prefix`, then `body`, each from lane 0, as (context, symbol).
+    pub fn encode(&self, prefix: &[(u8, u8)], body: &[(u8, u8)]) -> Coded {
         let mut states = [START; LANES];
-        let mut words: Vec<u16> = Vec::with_capacity(body.len() / 2 + 16);
+        let mut words: Vec<u16> = Vec::with_capacity(body.len() + prefix.len());
         for run in [body, prefix] {
             for (i, &(context, symbol)) in run.iter().enumerate().rev() {
                 let x = &mut states[i % LANES];
@@ -97,8 +98,21 @@ impl Tables {
                 *x = (q << BITS) + r + self.start[context as usize % CONTEXTS][symbol as usize] as u32;
             }
         }
-        states.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
-        words.iter().rev().for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
+        words.reverse();
+        Coded { states, words }
+    }
+}
+
+/// A coded run.
+pub(super) struct Coded {
+    pub states: [u32; LANES],
+    pub words: Vec<u16>,
+}
+
+impl Coded {
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.states.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
+        self.words.iter().for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
     }
 }
 

@@ -13,7 +13,8 @@
 //! | from far on   | 29              | 0         |
 //!
 //! `far` = 4 (bits of the element - 3), at most 4 * 27: a base so small (zero, mostly) says nothing.
-//! Contexts 30 and 31 are for a row's scale and for its kind.
+//! Contexts 30 and 31 are for a row's scale and for its kind. Rows that follow a staircase (stairs.rs) have contexts
+//! of their own, 32 + (t + 32)/8 up to 39: they are exact or far off. From 40 on none is in use.
 //!
 //! Symbols: zigzag of `residual >> raw bits` up to 252; ZERO and OTHER_ZERO for a child that became or stays zero
 //! (a pruned weight; the mask costs what it must given the base's exponent); ESCAPE for the rest. The last three
@@ -27,6 +28,7 @@ pub(super) const OTHER_ZERO: u8 = 254;
 pub(super) const FAR: u8 = 29;
 pub(super) const SCALE: u8 = 30;
 pub(super) const KIND: u8 = 31;
+pub(super) const STAIRS: u8 = 32;
 /// Added to `t` to index a map.
 pub(super) const T_OFFSET: i32 = 64;
 pub(super) const T_COUNT: usize = 256;
@@ -34,23 +36,23 @@ pub(super) const T_COUNT: usize = 256;
 /// By `t + T_OFFSET`: context << BITS | raw bits << 24.
 pub(super) type Map = [u32; T_COUNT];
 
-/// The map for elements of so many bytes.
-pub(super) fn map(width: usize) -> &'static Map {
-    const MAPS: [Map; 3] = [make_map(1), make_map(2), make_map(4)];
-    match width {
-        1 => &MAPS[0],
-        2 => &MAPS[1],
-        _ => &MAPS[2],
-    }
+/// The map for elements of so many bytes, of rows that follow a staircase or not.
+pub(super) fn map(width: usize, stairs: bool) -> &'static Map {
+    const MAPS: [[Map; 2]; 3] = [
+        [make_map(1, false), make_map(1, true)],
+        [make_map(2, false), make_map(2, true)],
+        [make_map(4, false), make_map(4, true)],
+    ];
+    &MAPS[width.trailing_zeros().min(2) as usize][stairs as usize]
 }
 
-const fn make_map(width: i32) -> Map {
+const fn make_map(width: i32, stairs: bool) -> Map {
     let far = if 8 * width - 3 < 27 { 4 * (8 * width - 3) } else { 4 * 27 };
     let mut map = [0; T_COUNT];
     let mut i = 0;
     while i < T_COUNT {
         let t = i as i32 - T_OFFSET;
-        let (context, raw) = if t < -32 {
+        let (mut context, raw) = if t < -32 {
             (0, 0)
         } else if t >= far {
             (FAR as u32, 0)
@@ -59,6 +61,10 @@ const fn make_map(width: i32) -> Map {
         } else {
             (25 + t as u32 % 4, t as u32 / 4 - 3)
         };
+        if stairs && t < far {
+            let step = if t < -32 { 0 } else { (t + 32) as u32 / 8 };
+            context = STAIRS as u32 + if step < 7 { step } else { 7 };
+        }
         map[i] = context << BITS | raw << 24;
         i += 1;
     }
@@ -119,7 +125,11 @@ fn prior() -> Box<Weights> {
     for (i, w) in weights[SCALE as usize].iter_mut().take(60).enumerate() {
         *w = exp_minus(i as f64 * 0.3);
     }
-    weights[KIND as usize][..4].fill(1.0);
+    weights[KIND as usize][..3].copy_from_slice(&[0.95, 0.04, 0.01]);
+    for step in 0..8 {
+        fill_prior(power(8 * step - 32), &mut weights[(STAIRS as i32 + step) as usize]);
+    }
+    weights[STAIRS as usize + 8..].iter_mut().for_each(|w| w[0] = 1.0);
     for w in weights.iter_mut() {
         let sum: f64 = w.iter().sum();
         for (symbol, w) in w.iter_mut().enumerate() {

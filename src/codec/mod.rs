@@ -24,6 +24,7 @@ mod plane;
 mod residual;
 mod simple;
 mod solo;
+mod stairs;
 mod tables;
 mod word;
 
@@ -33,6 +34,7 @@ mod tests;
 use crate::model::dtype::Elem;
 use ans::Tables;
 pub use distance::distance;
+use stairs::Stairs;
 use std::sync::Arc;
 
 /// Decoded bytes of every block but a tensor's last.
@@ -84,6 +86,7 @@ pub struct Plan {
     spec: Spec,
     effort: Effort,
     tables: Arc<Tables>,
+    stairs: Option<Stairs>,
     params: Vec<u8>,
 }
 
@@ -96,29 +99,44 @@ impl Plan {
     /// `samples`: some blocks of the tensor, each with the same range of each base (same order of bases, same
     /// length as the block). No bases: solo.
     pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
-        let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), params: Vec::new() };
+        let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), stairs: None, params: Vec::new() };
         if residual::applies(spec) {
             plan.learn(samples);
         }
         plan
     }
 
-    /// Takes tables learned from the samples if they already pay there.
+    /// Takes tables learned from the samples if they already pay there, and a staircase if there is one.
     fn learn(&mut self, samples: &[(&[u8], Vec<&[u8]>)]) {
+        let pairs: Vec<(&[u8], &[u8])> = samples
+            .iter()
+            .filter_map(|(raw, bases)| Some((*raw, self.nearest(raw, bases)?.1)))
+            .filter(|(raw, base)| raw != base)
+            .collect();
+        if pairs.is_empty() {
+            return;
+        }
+        self.stairs = Stairs::learn(self.spec, &pairs);
         let mut counts = tables::no_counts();
-        for (raw, bases) in samples {
-            if let Some((_, base)) = self.nearest(raw, bases)
-                && base != *raw
-            {
-                residual::count(self.spec, 0, raw, base, &mut counts);
-            }
-        }
+        pairs.iter().for_each(|(raw, base)| residual::count(&self.model(), raw, base, &mut counts));
         let escape = 8.0 * self.spec.elem.width() as f64;
-        let (learned, params) = tables::learn(&counts);
-        if learned.cost(&counts, escape) + 8.0 * (params.len() as f64) < self.tables.cost(&counts, escape) {
-            self.tables = Arc::new(learned);
-            self.params = params;
+        let (learned, levels) = tables::learn(&counts);
+        let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
+        let flags = pays as u8 | (self.stairs.is_some() as u8) << 1;
+        if flags > 0 {
+            self.params.push(flags);
         }
+        if pays {
+            self.tables = Arc::new(learned);
+            self.params.extend_from_slice(&levels);
+        }
+        if let Some(s) = &self.stairs {
+            s.write(&mut self.params);
+        }
+    }
+
+    fn model(&self) -> residual::Model<'_> {
+        residual::Model { spec: self.spec, tables: &self.tables, stairs: self.stairs.as_ref() }
     }
 
     /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
@@ -127,11 +145,22 @@ impl Plan {
     }
 
     pub fn from_params(spec: Spec, params: &[u8]) -> Result<Plan, Damage> {
-        let mut plan =
-            Plan { spec, effort: Effort::Default, tables: context::PRIOR_TABLES.clone(), params: params.to_vec() };
+        let mut plan = Plan {
+            spec,
+            effort: Effort::Default,
+            tables: context::PRIOR_TABLES.clone(),
+            stairs: None,
+            params: params.to_vec(),
+        };
         let mut input = params;
         if !input.is_empty() {
-            plan.tables = Arc::new(tables::read(&mut input)?);
+            let flags = plane::take(&mut input, 1)?[0];
+            if flags & 1 != 0 {
+                plan.tables = Arc::new(tables::read(&mut input)?);
+            }
+            if flags & 2 != 0 {
+                plan.stairs = Some(Stairs::read(spec, &mut input)?);
+            }
             plane::at_end(input)?;
         }
         Ok(plan)
@@ -155,7 +184,7 @@ impl Plan {
         let level = self.effort.level();
         if let Some((index, base)) = self.nearest(raw, bases) {
             if residual::applies(self.spec) {
-                best.offer(RESIDUAL, |o| residual::encode(self.spec, &self.tables, block, raw, index, base, o));
+                best.offer(RESIDUAL, |o| residual::encode(&self.model(), block, raw, index, base, o));
             }
             if best.tag == RAW || self.effort == Effort::Max {
                 best.offer(GROUPED, |o| grouped::encode(self.spec, level, raw, index, base, o));
@@ -205,7 +234,7 @@ impl Plan {
             ZSTD => simple::zstd(encoded, out),
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
-            RESIDUAL => residual::decode(self.spec, &self.tables, block, encoded, bases, out),
+            RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }
     }

@@ -8,8 +8,9 @@
 
 use super::Damage;
 use super::ans::{CONTEXTS, Tables, Weights};
-use super::context::{PRIOR, power};
+use super::context::{KIND, PRIOR, power};
 use super::plane::{self, take};
+use super::residual::KINDS;
 
 pub(super) type Counts = [[u32; 256]; CONTEXTS];
 
@@ -73,5 +74,9 @@ fn from_levels(mut bytes: &[u8]) -> Result<Tables, Damage> {
         }
     }
     plane::at_end(bytes)?;
+    // A kind has no escape.
+    let kinds = &mut weights[KIND as usize];
+    let least = kinds.iter().sum::<f64>() / 256.0;
+    kinds[..KINDS].iter_mut().for_each(|w| *w = w.max(least));
     Ok(Tables::new(&weights))
 }
