@@ -13,19 +13,29 @@
 //! | 3   | ZSTD     | simple.rs  | no  |
 //! | 4   | PLANES   | solo.rs    | no  |
 //! | 5   | GROUPED  | grouped.rs | yes |
+//! | 6   | RESIDUAL | residual.rs | yes |
+//! | 6   | RESIDUAL | residual.rs | yes |
 
+mod ans;
+mod context;
 mod distance;
 mod grouped;
 mod plane;
+mod residual;
 mod simple;
 mod solo;
+mod stairs;
+mod tables;
 mod word;
 
 #[cfg(test)]
 mod tests;
 
 use crate::model::dtype::Elem;
+use ans::Tables;
 pub use distance::distance;
+use stairs::Stairs;
+use std::sync::Arc;
 
 /// Decoded bytes of every block but a tensor's last.
 pub const BLOCK: usize = 1 << 16;
@@ -36,6 +46,7 @@ pub const SAME: u8 = 2;
 pub const ZSTD: u8 = 3;
 pub const PLANES: u8 = 4;
 pub const GROUPED: u8 = 5;
+pub const RESIDUAL: u8 = 6;
 
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -74,36 +85,89 @@ pub struct Damage(pub &'static str);
 pub struct Plan {
     spec: Spec,
     effort: Effort,
+    tables: Arc<Tables>,
+    stairs: Option<Stairs>,
+    params: Vec<u8>,
 }
 
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
-    matches!(tag, SAME | GROUPED)
+    matches!(tag, SAME | GROUPED | RESIDUAL)
 }
 
 impl Plan {
     /// `samples`: some blocks of the tensor, each with the same range of each base (same order of bases, same
     /// length as the block). No bases: solo.
     pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
-        let _ = samples;
-        Plan { spec, effort }
+        let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), stairs: None, params: Vec::new() };
+        if residual::applies(spec) {
+            plan.learn(samples);
+        }
+        plan
+    }
+
+    /// Takes tables learned from the samples if they already pay there, and a staircase if there is one.
+    fn learn(&mut self, samples: &[(&[u8], Vec<&[u8]>)]) {
+        let pairs: Vec<(&[u8], &[u8])> = samples
+            .iter()
+            .filter_map(|(raw, bases)| Some((*raw, self.nearest(raw, bases)?.1)))
+            .filter(|(raw, base)| raw != base)
+            .collect();
+        if pairs.is_empty() {
+            return;
+        }
+        self.stairs = Stairs::learn(self.spec, &pairs);
+        let mut counts = tables::no_counts();
+        pairs.iter().for_each(|(raw, base)| residual::count(&self.model(), raw, base, &mut counts));
+        let escape = 8.0 * self.spec.elem.width() as f64;
+        let (learned, levels) = tables::learn(&counts);
+        let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
+        let flags = pays as u8 | (self.stairs.is_some() as u8) << 1;
+        if flags > 0 {
+            self.params.push(flags);
+        }
+        if pays {
+            self.tables = Arc::new(learned);
+            self.params.extend_from_slice(&levels);
+        }
+        if let Some(s) = &self.stairs {
+            s.write(&mut self.params);
+        }
+    }
+
+    fn model(&self) -> residual::Model<'_> {
+        residual::Model { spec: self.spec, tables: &self.tables, stairs: self.stairs.as_ref() }
     }
 
     /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
     pub fn params(&self) -> Vec<u8> {
-        Vec::new()
+        self.params.clone()
     }
 
     pub fn from_params(spec: Spec, params: &[u8]) -> Result<Plan, Damage> {
-        if !params.is_empty() {
-            return Err(Damage("unknown parameters"));
+        let mut plan = Plan {
+            spec,
+            effort: Effort::Default,
+            tables: context::PRIOR_TABLES.clone(),
+            stairs: None,
+            params: params.to_vec(),
+        };
+        let mut input = params;
+        if !input.is_empty() {
+            let flags = plane::take(&mut input, 1)?[0];
+            if flags & 1 != 0 {
+                plan.tables = Arc::new(tables::read(&mut input)?);
+            }
+            if flags & 2 != 0 {
+                plan.stairs = Some(Stairs::read(spec, &mut input)?);
+            }
+            plane::at_end(input)?;
         }
-        Ok(Plan { spec, effort: Effort::Default })
+        Ok(plan)
     }
 
     /// Appends the encoded block to `out` and returns its tag. Never appends more than `raw` has.
     pub fn encode(&self, block: u64, raw: &[u8], bases: &[&[u8]], out: &mut Vec<u8>) -> u8 {
-        let _ = block;
         let bases = &bases[..bases.len().min(256)];
         let width = self.spec.elem.width();
         if let Some(element) = simple::constant(raw, width) {
@@ -119,7 +183,12 @@ impl Plan {
         let mut best = Best::new(raw, out);
         let level = self.effort.level();
         if let Some((index, base)) = self.nearest(raw, bases) {
-            best.offer(GROUPED, |o| grouped::encode(self.spec, level, raw, index, base, o));
+            if residual::applies(self.spec) {
+                best.offer(RESIDUAL, |o| residual::encode(&self.model(), block, raw, index, base, o));
+            }
+            if best.tag == RAW || self.effort == Effort::Max {
+                best.offer(GROUPED, |o| grouped::encode(self.spec, level, raw, index, base, o));
+            }
         }
         if best.share() > 0.5 {
             self.offer_solo(&mut best);
@@ -158,7 +227,6 @@ impl Plan {
 
     /// `out` is exactly the block's decoded length. Never panics, whatever `encoded` and `tag` hold.
     pub fn decode(&self, block: u64, tag: u8, encoded: &[u8], bases: &[&[u8]], out: &mut [u8]) -> Result<(), Damage> {
-        let _ = block;
         match tag {
             RAW => simple::copy(encoded, out),
             CONSTANT => simple::fill(encoded, self.spec.elem.width(), out),
@@ -166,6 +234,7 @@ impl Plan {
             ZSTD => simple::zstd(encoded, out),
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
+            RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }
     }

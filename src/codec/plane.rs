@@ -131,3 +131,24 @@ pub(super) fn take<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8], Damag
 pub(super) fn at_end(input: &[u8]) -> Result<(), Damage> {
     if input.is_empty() { Ok(()) } else { Err(Damage("bytes after the encoded block")) }
 }
+
+/// Seven bits a byte, lowest first, the top bit set where more follow.
+pub(super) fn put_varint(mut v: usize, out: &mut Vec<u8>) {
+    while v >= 128 {
+        out.push(v as u8 | 128);
+        v >>= 7;
+    }
+    out.push(v as u8);
+}
+
+pub(super) fn get_varint(input: &mut &[u8]) -> Result<usize, Damage> {
+    let mut v = 0;
+    for shift in (0..28).step_by(7) {
+        let b = take(input, 1)?[0] as usize;
+        v |= (b & 127) << shift;
+        if b < 128 {
+            return Ok(v);
+        }
+    }
+    Err(Damage("number is too long"))
+}

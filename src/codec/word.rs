@@ -31,6 +31,13 @@ pub(super) trait Word: Copy + Eq + Default + 'static {
     fn sign_high(self) -> Self;
     /// Bits of the signed magnitude: 0 for 0, else 1 + floor(log2).
     fn magnitude_bits(self) -> u32;
+    fn magnitude(self) -> u64;
+    fn signed(self) -> i64;
+    fn from_u32(v: u32) -> Self;
+    /// +0 or -0 of a float.
+    fn zero(negative: bool) -> Self;
+    /// A float's zero of either sign.
+    fn is_zero(self) -> bool;
 }
 
 macro_rules! word {
@@ -92,6 +99,26 @@ macro_rules! word {
             #[inline(always)]
             fn magnitude_bits(self) -> u32 {
                 <$u>::BITS - (self as $i).unsigned_abs().leading_zeros()
+            }
+            #[inline(always)]
+            fn magnitude(self) -> u64 {
+                (self as $i).unsigned_abs() as u64
+            }
+            #[inline(always)]
+            fn signed(self) -> i64 {
+                self as $i as i64
+            }
+            #[inline(always)]
+            fn from_u32(v: u32) -> Self {
+                v as $u
+            }
+            #[inline(always)]
+            fn zero(negative: bool) -> Self {
+                (negative as $u) << (<$u>::BITS - 1)
+            }
+            #[inline(always)]
+            fn is_zero(self) -> bool {
+                self << 1 == 0
             }
         }
     };
