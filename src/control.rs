@@ -18,9 +18,9 @@ use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
+use crate::repo::Head;
 use crate::repo::engine::{Detail, Engine};
 use crate::repo::{Repo, RepoError};
-use crate::store::catalog::Head;
 
 /// Longest request or response on the wire.
 pub const MAX_LINE: u64 = 256 << 20;
@@ -54,7 +54,9 @@ pub enum Request {
 /// What is answered.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Response {
-    Hello { mountpoint: Option<PathBuf> },
+    Hello {
+        mountpoint: Option<PathBuf>,
+    },
     Head(Head),
     Heads(Vec<Head>),
     Pair(Head, Head),
@@ -96,7 +98,8 @@ fn history(engine: &Engine, reference: Option<VersionRef>) -> Result<Vec<Detail>
         Some(r) => {
             let head = engine.resolve(&r)?;
             let above: Vec<Id> = engine.lineage()?.ancestors(head.id);
-            let above = above.iter().map(|id| Ok(engine.catalog().by_id(id)?)).collect::<Result<Vec<_>, RepoError>>()?;
+            let above =
+                above.iter().map(|id| Ok(engine.catalog().by_id(id)?)).collect::<Result<Vec<_>, RepoError>>()?;
             std::iter::once(head).chain(above.into_iter().flatten()).collect()
         }
     };
@@ -191,8 +194,8 @@ impl Session {
     pub fn open(repo: &Arc<Repo>) -> Result<Session, RepoError> {
         let start = Instant::now();
         loop {
-            if let Ok(stream) = UnixStream::connect(socket_path(&repo.dir)) {
-                return Ok(Session::Remote(BufReader::new(stream)));
+            if let Some((daemon, _)) = connect(&socket_path(&repo.dir)) {
+                return Ok(Session::Remote(daemon));
             }
             match Engine::try_open(repo.clone())? {
                 Some(engine) => return Ok(Session::Local(Box::new(engine))),
@@ -226,6 +229,33 @@ impl Session {
             Response::Hello { mountpoint } => Ok(mountpoint),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+/// A daemon that answers, and where it mounts. One that is just ending does not.
+fn connect(socket: &Path) -> Option<(BufReader<UnixStream>, Option<PathBuf>)> {
+    let mut stream = BufReader::new(UnixStream::connect(socket).ok()?);
+    match ask(&mut stream, &Request::Hello).ok()? {
+        Response::Hello { mountpoint } => Some((stream, mountpoint)),
+        _ => None,
+    }
+}
+
+/// A connection to the daemon of a mount.
+pub struct Daemon(BufReader<UnixStream>);
+
+/// The daemon that serves the mount at `mountpoint`, whatever its repository.
+pub fn daemon_of(mountpoint: &Path) -> Option<Daemon> {
+    let sockets = std::fs::read_dir(runtime_dir()).ok()?;
+    let mut daemons = sockets.flatten().filter_map(|e| connect(&e.path()));
+    daemons.find(|(_, at)| at.as_deref() == Some(mountpoint)).map(|(stream, _)| Daemon(stream))
+}
+
+impl Daemon {
+    /// Returns when the daemon's process is gone (and its locks with it), or after ten seconds.
+    pub fn wait_for_end(mut self) {
+        let _ = self.0.get_ref().set_read_timeout(Some(Duration::from_secs(10)));
+        let _ = self.0.read(&mut [0]);
     }
 }
 

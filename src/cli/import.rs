@@ -14,11 +14,11 @@ use crate::ask;
 use crate::codec;
 use crate::control::{Request, Response, Session};
 use crate::model::id::Id;
-use crate::model::name::{ModelName, VersionName, VersionRef};
+use crate::model::name::{VersionName, VersionRef};
 use crate::model::record::{EntryKind, Relation};
+use crate::repo::Head;
 use crate::repo::import::{ImportSpec, Prepared, prepare, rename_prepared};
 use crate::repo::{Repo, RepoError, hash, progress, walk};
-use crate::store::catalog::Head;
 
 /// Store a model directory, or one .safetensors file, as a new version
 ///
@@ -98,17 +98,11 @@ fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
         Some(name) => name.parse::<VersionRef>()?,
         None => default_name(&a.path)?,
     };
-    let value = import(g, a, &a.path, name, a.json_or_text(g))?;
+    let value = import(g, a, &a.path, name, !g.json)?;
     if g.json {
         out::print_json(&value)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-impl Args {
-    fn json_or_text(&self, g: &Global) -> bool {
-        !g.json
-    }
 }
 
 fn default_name(path: &Path) -> Result<VersionRef> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::json;
@@ -23,7 +24,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         Some(dir) => dir.clone(),
         None => g.dir()?,
     };
-    engine::init(&dir, &RealDisk)?;
+    engine::init(&dir, Arc::new(RealDisk))?;
     let dir = dir.canonicalize()?;
     match g.json {
         true => out::print_json(&json!({"repo": dir}))?,

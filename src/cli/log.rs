@@ -39,7 +39,8 @@ fn message(repo: &Arc<Repo>, d: &Detail) -> String {
 fn as_text(repo: &Arc<Repo>, d: &Detail) -> Vec<String> {
     let h = &d.head;
     let gone = if h.removed { "  (removed)" } else { "" };
-    let mut lines = vec![format!("{}  {}  {}  {}{gone}", label(h), h.id.short(), out::time(h.created), out::size(h.bytes))];
+    let mut lines =
+        vec![format!("{}  {}  {}  {}{gone}", label(h), h.id.short(), out::time(h.created), out::size(h.bytes))];
     lines.extend(d.parents.iter().map(|(p, relation)| format!("    {relation} of {}", label(p))));
     lines.extend(d.previous.iter().map(|p| format!("    after {}", label(p))));
     lines.extend(message(repo, d).lines().map(|l| format!("    | {l}")));

@@ -9,7 +9,7 @@ use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::ModelName;
-use crate::store::catalog::Head;
+use crate::repo::Head;
 
 /// List the models, or the versions of one
 #[derive(clap::Args)]

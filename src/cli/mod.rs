@@ -34,14 +34,19 @@ use crate::store::disk::RealDisk;
 /// Every version of every model is an ordinary directory with ordinary .safetensors files. The bytes are
 /// rebuilt on read from shared base blocks and small lossless deltas.
 #[derive(Parser)]
-#[command(name = "mgit", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "mgit",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Start here:
   mgit init                                   make a repository (in ~/.local/share/mgit)
   mgit import ./bert --as bert                store a model directory as bert@v1
   mgit import ./tuned --as bert-sst2 --parent bert
   mgit mount ~/models                         then: ls ~/models/models/bert-sst2/latest/
 
-A version is written MODEL@VERSION; MODEL alone is its newest version.")]
+A version is written MODEL@VERSION; MODEL alone is its newest version."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::model::record::Relation;
+use crate::repo::Head;
 use crate::repo::RepoError;
 use crate::repo::progress::Progress;
-use crate::store::catalog::Head;
 
 /// A version reference as the contract writes it.
 pub fn version(head: &Head) -> Value {

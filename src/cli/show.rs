@@ -10,9 +10,9 @@ use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
 use crate::model::record::{EntryKind, VersionRecord};
+use crate::repo::Head;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
-use crate::store::catalog::Head;
 
 /// Show a version: its files, what they cost in the store, its parents and children
 #[derive(clap::Args)]
@@ -36,9 +36,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 
 fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
     let files = record.files.iter().zip(charges).filter(|(f, _)| f.kind == EntryKind::File);
-    let file = |(f, stored): (&crate::model::record::FileEntry, &u64)| {
-        json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest})
-    };
+    let file = |(f, stored): (&crate::model::record::FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
     json!({
         "model": d.head.model, "version": d.head.version, "id": d.head.id,
         "created": record.created, "message": record.message, "lossy": Value::Null,

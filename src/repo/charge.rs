@@ -7,10 +7,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
-use super::{Repo, RepoError};
+use super::{Head, Repo, RepoError};
 use crate::model::id::Id;
 use crate::model::record::VersionRecord;
-use crate::store::catalog::Head;
 
 /// Answers for one state of the catalog.
 pub struct Charges {
@@ -19,6 +18,7 @@ pub struct Charges {
     living: Vec<Head>,
     /// Pack of each living version → its place in `living`.
     by_pack: HashMap<String, usize>,
+    by_id: HashMap<Id, usize>,
     /// Objects and recipes in packs of the departed → place of the oldest living version that uses them.
     orphans: OnceLock<HashMap<Id, usize>>,
 }
@@ -26,12 +26,13 @@ pub struct Charges {
 impl Charges {
     pub fn new(repo: Arc<Repo>, living: Vec<Head>) -> Charges {
         let by_pack = living.iter().enumerate().map(|(i, h)| (h.pack.clone(), i)).collect();
-        Charges { repo, living, by_pack, orphans: OnceLock::new() }
+        let by_id = living.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
+        Charges { repo, living, by_pack, by_id, orphans: OnceLock::new() }
     }
 
     /// Bytes that each file of the version is charged, in the record's order.
     pub fn of(&self, id: &Id, record: &VersionRecord) -> Result<Vec<u64>, RepoError> {
-        let Some(place) = self.living.iter().position(|h| h.id == *id) else {
+        let Some(&place) = self.by_id.get(id) else {
             return Ok(vec![0; record.files.len()]);
         };
         let mut seen = HashSet::new();

@@ -127,8 +127,7 @@ fn start(
     active: &mut [Option<Active>],
 ) -> Result<(), RepoError> {
     let first: Vec<usize> = batch.iter().filter(|(_, index)| *index == 0).map(|(t, _)| *t).collect();
-    let plans =
-        first.par_iter().map(|&t| todo[t].plan(repo, effort)).collect::<Result<Vec<_>, RepoError>>()?;
+    let plans = first.par_iter().map(|&t| todo[t].plan(repo, effort)).collect::<Result<Vec<_>, RepoError>>()?;
     for (t, plan) in first.into_iter().zip(plans) {
         active[t] = Some(Active { plan, blocks: Vec::new() });
     }

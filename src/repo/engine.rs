@@ -7,17 +7,21 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Repo, RepoError};
+use serde::{Deserialize, Serialize};
+
+use super::{Head, Repo, RepoError};
 use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::lineage::Lineage;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{ParentEdge, Relation};
-use crate::store::RepoLock;
-use crate::store::catalog::{Catalog, Head};
+use crate::store::catalog::Catalog;
+use crate::store::disk::Disk;
 use crate::store::journal::Journal;
+use crate::store::{RepoLock, lock_exclusive};
 
 /// A version with its edges, each end as a head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Detail {
     pub head: Head,
     pub parents: Vec<(Head, Relation)>,
@@ -40,15 +44,14 @@ pub struct Engine {
 pub type Listener = Box<dyn Fn(&[Event]) + Send + Sync>;
 
 impl Engine {
-    /// Takes the repository's lock (waiting a while for another command to finish) and brings the catalog
-    /// up to the journal.
-    pub fn open(repo: Arc<Repo>) -> Result<Engine, RepoError> {
-        let lock = RepoLock::take(repo.disk.as_ref(), &repo.dir)?;
+    /// Takes the repository's lock and brings the catalog up to the journal. `None` when another has it.
+    pub fn try_open(repo: Arc<Repo>) -> Result<Option<Engine>, RepoError> {
+        let Some(lock) = lock_exclusive(&repo.disk, &repo.dir, false)? else { return Ok(None) };
         let catalog = Catalog::open(&repo.dir.join("catalog"))?;
-        Engine::with(repo, catalog, lock)
+        Engine::with(repo, catalog, lock).map(Some)
     }
 
-    /// As [`open`](Self::open), with a catalog of the caller's.
+    /// As [`try_open`](Self::try_open), with a catalog of the caller's.
     pub fn with(repo: Arc<Repo>, catalog: Catalog, lock: RepoLock) -> Result<Engine, RepoError> {
         let journal = Journal::open(repo.disk.clone(), &repo.dir.join("journal"))?;
         catch_up(&catalog, &journal)?;
@@ -70,9 +73,7 @@ impl Engine {
             Some(v) => self.catalog.find(&reference.model, v)?,
             None => self.catalog.newest(&reference.model)?,
         };
-        head.ok_or_else(|| {
-            RepoError::refused(format!("no version '{reference}' here; 'mgit ls' shows what there is"))
-        })
+        head.ok_or_else(|| RepoError::refused(format!("no version '{reference}' here; 'mgit ls' shows what there is")))
     }
 
     /// The name that the next version of a model gets by default.
@@ -170,8 +171,8 @@ impl Engine {
     pub fn unlink(&self, child: &VersionRef, parent: &VersionRef) -> Result<(Head, Head), RepoError> {
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         let (child, parent) = (self.resolve(child)?, self.resolve(parent)?);
-        let linked = self.catalog.parents(&child.id)?.iter().any(|p| p.id == parent.id)
-            || child.previous == Some(parent.id);
+        let linked =
+            self.catalog.parents(&child.id)?.iter().any(|p| p.id == parent.id) || child.previous == Some(parent.id);
         if !linked {
             let (c, p) = (label(&child), label(&parent));
             return Err(RepoError::refused(format!("{c} has no edge to {p}; 'mgit show {c}' lists them")));
@@ -265,6 +266,17 @@ fn catch_up(catalog: &Catalog, journal: &Journal) -> Result<(), RepoError> {
 }
 
 /// Makes a new repository in `dir`, which must not exist or be empty.
-pub fn init(dir: &Path, disk: &dyn crate::store::disk::Disk) -> Result<(), RepoError> {
-    Ok(crate::store::create(disk, dir)?)
+pub fn init(dir: &Path, disk: Arc<dyn Disk>) -> Result<(), RepoError> {
+    let shown = dir.display();
+    if dir.join("format.json").exists() {
+        return Err(RepoError::refused(format!("{shown}: there is a repository already")));
+    }
+    let mut entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(crate::store::create(&disk, dir)?),
+        other => other.map_err(|e| RepoError::file(dir, e))?,
+    };
+    if entries.next().is_some() {
+        return Err(RepoError::refused(format!("{shown}: not empty; name a new or empty directory")));
+    }
+    Ok(crate::store::create(&disk, dir)?)
 }

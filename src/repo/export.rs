@@ -39,12 +39,7 @@ pub fn export(
     done
 }
 
-fn export_entry(
-    repo: &Arc<Repo>,
-    entry: &FileEntry,
-    target: &Path,
-    progress: &dyn Progress,
-) -> Result<(), RepoError> {
+fn export_entry(repo: &Arc<Repo>, entry: &FileEntry, target: &Path, progress: &dyn Progress) -> Result<(), RepoError> {
     let path = target.join(&entry.path);
     let fail = |e| RepoError::file(&path, e);
     if entry.kind == EntryKind::Directory {

@@ -13,13 +13,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{Repo, RepoError};
+use super::{Head, Repo, RepoError};
 use crate::codec;
 use crate::model::id::Id;
 use crate::model::layout::{self, What};
 use crate::model::name::printable;
 use crate::model::record::{EntryKind, FileEntry, VersionRecord};
-use crate::store::catalog::Head;
 use crate::store::pack::Kind;
 use crate::store::{ScanItem, StoreError};
 
@@ -206,12 +205,7 @@ fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeM
     users
 }
 
-fn wanted_in(
-    repo: &Arc<Repo>,
-    record: &VersionRecord,
-    file: &FileEntry,
-    wanted: &HashSet<Id>,
-) -> Vec<(Id, String)> {
+fn wanted_in(repo: &Arc<Repo>, record: &VersionRecord, file: &FileEntry, wanted: &HashSet<Id>) -> Vec<(Id, String)> {
     debug_assert!(record.files.contains(file));
     let Ok(recipe) = repo.packs.recipe(&file.recipe) else { return vec![] };
     if !recipe.extents.iter().any(|e| wanted.contains(&e.object)) {

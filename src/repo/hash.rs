@@ -81,6 +81,7 @@ pub fn hash_file(name: &str, source: &Path, progress: &dyn Progress) -> Result<H
     if file.metadata().map_err(fail)?.len() != size {
         return Err(RepoError::Changed(source.to_owned()));
     }
+    drop(blocks);
     let pieces = pieces.into_iter().zip(values).map(|(p, v)| identify(p, v)).collect();
     let digest = Id(*whole.finalize().as_bytes());
     Ok(HashedFile { name: name.to_owned(), source: source.to_owned(), size, digest, pieces })

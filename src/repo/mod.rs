@@ -20,7 +20,11 @@ pub mod walk;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::store::catalog::Head;
+
+use crate::model::id::Id;
 use crate::model::layout::LayoutError;
+use crate::model::record::VersionRecord;
 use crate::store::StoreError;
 use crate::store::disk::Disk;
 use crate::store::packs::Packs;
@@ -74,18 +78,14 @@ pub const DEFAULT_CACHE: u64 = 64 << 20;
 impl Repo {
     /// Opens the packs below `dir`; `cache` bounds the bytes of decoded blocks that are kept.
     pub fn open(dir: &Path, disk: Arc<dyn Disk>, cache: u64) -> Result<Arc<Repo>, RepoError> {
-        crate::store::check_format(disk.as_ref(), dir)?;
+        crate::store::check_format(&disk, dir)?;
         let packs = Packs::open(disk.clone(), &dir.join("packs"))?;
         Ok(Arc::new(Repo { dir: dir.to_owned(), disk, packs, caches: read::Caches::new(cache) }))
     }
 
     /// The version record that `id` names, checked.
-    pub fn record(
-        &self,
-        id: &crate::model::id::Id,
-    ) -> Result<crate::model::record::VersionRecord, RepoError> {
+    pub fn record(&self, id: &Id) -> Result<VersionRecord, RepoError> {
         let bytes = self.packs.version(id)?;
-        crate::model::record::VersionRecord::decode(&bytes)
-            .map_err(|e| RepoError::damaged(format!("version record {id}: {e}")))
+        VersionRecord::decode(&bytes).map_err(|e| RepoError::damaged(format!("version record {id}: {e}")))
     }
 }

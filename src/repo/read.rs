@@ -111,8 +111,7 @@ impl Repo {
         let stored = self.packs.object(id)?;
         let r = &stored.record;
         let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
-        let plan =
-            Plan::from_params(spec, &r.params).map_err(|e| RepoError::damaged(format!("object {id}: {e}")))?;
+        let plan = Plan::from_params(spec, &r.params).map_err(|e| RepoError::damaged(format!("object {id}: {e}")))?;
         let bases = r.bases.iter().map(|b| self.open_below(b, r.cost)).collect::<Result<Vec<_>, _>>()?;
         let open = Arc::new(OpenObject { stored, plan, bases });
         self.caches.objects.insert(*id, open.clone());
@@ -244,9 +243,7 @@ impl FileReader {
     /// As [`read_at`](Self::read_at), on all cores: for large ranges.
     pub fn read_parallel(&self, offset: u64, out: &mut [u8]) -> Result<(), RepoError> {
         const STEP: usize = 4 * BLOCK as usize;
-        out.par_chunks_mut(STEP)
-            .enumerate()
-            .try_for_each(|(i, part)| self.read_at(offset + (i * STEP) as u64, part))
+        out.par_chunks_mut(STEP).enumerate().try_for_each(|(i, part)| self.read_at(offset + (i * STEP) as u64, part))
     }
 
     fn read_extent(&self, extent: &Extent, skip: u64, out: &mut [u8]) -> Result<(), RepoError> {

@@ -100,7 +100,10 @@ fn visit(path: &Path, name: String, above: &mut Vec<PathBuf>, out: &mut Vec<Foun
             _ if kind.is_socket() => "a socket",
             _ => "a device",
         };
-        return Err(RepoError::refused(format!("{}: {what}, not a file; remove it and import again", printable(&name))));
+        return Err(RepoError::refused(format!(
+            "{}: {what}, not a file; remove it and import again",
+            printable(&name)
+        )));
     }
     Ok(())
 }
@@ -152,7 +155,8 @@ fn hub_name(dir: &Path) -> Option<String> {
 fn holds_weights(dir: &Path) -> Result<bool, RepoError> {
     const WEIGHTS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf"];
     let entries = fs::read_dir(dir).map_err(|e| RepoError::file(dir, e))?;
-    let weights = |p: PathBuf| p.is_file() && p.extension().and_then(|x| x.to_str()).is_some_and(|x| WEIGHTS.contains(&x));
+    let weights =
+        |p: PathBuf| p.is_file() && p.extension().and_then(|x| x.to_str()).is_some_and(|x| WEIGHTS.contains(&x));
     Ok(entries.flatten().any(|e| weights(e.path())))
 }
 

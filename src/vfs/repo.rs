@@ -7,11 +7,11 @@ use super::source::{ReadAt, ReadError, Source, Version};
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{FileEntry, VersionRecord};
+use crate::repo::Head;
 use crate::repo::RepoError;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
 use crate::repo::read::FileReader;
-use crate::store::catalog::Head;
 
 /// Answers from the engine that this process holds.
 pub struct RepoSource {
