@@ -1,2 +1,3 @@
 //! mgit: model versioning as a filesystem.
 pub mod model;
+pub mod store;
