@@ -9,4 +9,7 @@ pub mod codec;
 pub mod control;
 pub mod fuse;
 pub mod model;
+pub mod mount;
+pub mod repo;
 pub mod store;
+pub mod vfs;

@@ -192,9 +192,15 @@ impl Catalog {
 
     /// All living versions in commit order.
     pub fn all(&self) -> Result<Vec<Head>> {
+        let mut heads = self.ever_all()?;
+        heads.retain(|h| !h.removed);
+        Ok(heads)
+    }
+
+    /// All versions that ever were, in commit order.
+    pub fn ever_all(&self) -> Result<Vec<Head>> {
         let heads = self.db.scan_prefix(b"v").values().map(|v| parse(&v.map_err(failed)?, "a head"));
         let mut heads = heads.collect::<Result<Vec<Head>>>()?;
-        heads.retain(|h| !h.removed);
         heads.sort_by_key(|h| h.seq);
         Ok(heads)
     }

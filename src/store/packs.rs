@@ -279,6 +279,16 @@ impl Packs {
         self.state().objects.get(id).map(|p| p.pack.name.clone())
     }
 
+    /// The pack that a recipe is read from.
+    pub fn pack_of_recipe(&self, id: &Id) -> Option<String> {
+        self.state().recipes.get(id).map(|p| p.pack.name.clone())
+    }
+
+    /// Bytes that a recipe takes in its pack.
+    pub fn recipe_stored_bytes(&self, id: &Id) -> Option<u64> {
+        self.state().recipes.get(id).map(|p| p.stored)
+    }
+
     /// File stems, sorted; those that cannot be read included.
     pub fn pack_names(&self) -> Vec<String> {
         let state = self.state();
