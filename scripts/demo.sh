@@ -26,6 +26,7 @@ mount=$work/mount
 finish() {
     local status=$?
     trap - EXIT
+    cd / # out of the mount
     let_go "$mount"
     rm -rf --one-file-system "$work"
     [ $status -eq 0 ] || printf '\ndemo: FAILED\n' >&2
@@ -73,10 +74,10 @@ files=0
 for name in $(printf '%s\n' "${!place[@]}" | sort); do
     sums=$(cd "$MODELS/$name" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
     mounted=$(cd "models/${place[$name]}/" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
-    [ -n "$sums" ] && [ "$sums" = "$mounted" ] || {
+    if [ -z "$sums" ] || [ "$sums" != "$mounted" ]; then
         diff <(echo "$sums") <(echo "$mounted") || true
         die "$name differs from models/${place[$name]}"
-    }
+    fi
     count=$(wc -l <<<"$sums")
     files=$((files + count))
     printf '%-17s %2d of %2d files equal\n' "$name" "$count" "$count"
