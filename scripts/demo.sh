@@ -6,7 +6,11 @@ set -euo pipefail
 
 step() { printf '\n== %s\n' "$*"; }
 show() { # Prints a command as one would type it, and runs it.
-    printf '\n$ %s\n' "$*"
+    local word line=
+    for word in "$@"; do
+        case $word in *[[:space:]]*) line+=" '$word'" ;; *) line+=" $word" ;; esac
+    done
+    printf '\n$%s\n' "$line"
     "$@"
 }
 mgit() { "$MGIT" "$@"; }
@@ -61,7 +65,7 @@ declare -A place=(
 step "Mounted, every version is an ordinary directory"
 show mgit mount "$mount"
 cd "$mount"
-show tree models
+show tree -a models
 show ls -l models/sre-embedding/latest/
 show getfattr -d models/sre-embedding/latest/model.safetensors
 
