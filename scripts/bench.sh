@@ -8,8 +8,8 @@ set -euo pipefail
 
 # Only the table, or the JSON, is for standard output.
 {
-    need fuse3 zstd
-    fuse_usable || die "missing: /dev/fuse that can be opened"
+    need zstd
+    need_fuse
     build_release
     get_models
 } >&2

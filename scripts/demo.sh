@@ -15,8 +15,8 @@ show() { # Prints a command as one would type it, and runs it.
 }
 mgit() { "$MGIT" "$@"; }
 
-need fuse3 tree attr
-fuse_usable || die "missing: /dev/fuse that can be opened (the fuse kernel module; in a container, --device /dev/fuse --cap-add SYS_ADMIN)"
+need tree attr
+need_fuse
 
 step "Building mgit"
 build_release

@@ -39,6 +39,7 @@ have_package() {
         python3-torch) /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' ;;
         python3-venv) /usr/bin/python3 -c 'import ensurepip, venv' ;;
         fuse3) command -v fusermount3 ;;
+        libc6-dev) [ -f /usr/include/stdio.h ] ;;
         attr) command -v getfattr ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
@@ -52,7 +53,7 @@ need_rust() {
     have=$(cargo --version | cut -d' ' -f2)
     [ "$(printf '%s\n' "$RUST_MIN" "$have" | sort -V | head -n1)" = "$RUST_MIN" ] ||
         die "missing: Rust $RUST_MIN or newer (this is $have; https://rustup.rs)"
-    need gcc
+    need gcc libc6-dev
 }
 
 # build_release: sets MGIT to the release binary.
@@ -63,7 +64,15 @@ build_release() {
     MGIT=$(cd "$ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/release/mgit
 }
 
-fuse_usable() { [ -c /dev/fuse ] && { [ "$(id -u)" -eq 0 ] || [ -r /dev/fuse ] && command -v fusermount3 >/dev/null; }; }
+# Root mounts without a helper; others need fuse3's fusermount3.
+fuse_usable() {
+    [ -c /dev/fuse ] && { [ "$(id -u)" -eq 0 ] || { [ -w /dev/fuse ] && command -v fusermount3 >/dev/null; }; }
+}
+
+need_fuse() {
+    [ "$(id -u)" -eq 0 ] || need fuse3
+    fuse_usable || die "missing: a usable /dev/fuse (load the fuse module; a container needs --device /dev/fuse --cap-add SYS_ADMIN)"
+}
 
 # python_env: Debian's torch (CPU only, so no gigabytes of CUDA) under a virtual environment with the rest.
 python_env() {

@@ -11,8 +11,7 @@ cd "$ROOT"
 need shellcheck
 need_rust
 if [ "${MGIT_REQUIRE_FUSE:-0}" = 1 ]; then
-    need fuse3
-    fuse_usable || die "MGIT_REQUIRE_FUSE=1, and /dev/fuse cannot be used here"
+    need_fuse
 fi
 
 step "Scripts: shellcheck"
