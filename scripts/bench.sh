@@ -12,5 +12,6 @@ set -euo pipefail
     need_fuse
     build_release
     get_models
+    python_alone zipnn==0.5.4
 } >&2
 exec "$PYTHON" "$ROOT/scripts/bench.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"

@@ -39,6 +39,7 @@ have_package() {
         python3-torch) /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' ;;
         python3-venv) /usr/bin/python3 -c 'import ensurepip, venv' ;;
         fuse3) command -v fusermount3 ;;
+        python3-dev) [ -f "$(/usr/bin/python3 -c 'import sysconfig as s; print(s.get_path("include"))')/Python.h" ] ;;
         libc6-dev) [ -f /usr/include/stdio.h ] ;;
         attr) command -v getfattr ;;
         *) command -v "$1" ;;
@@ -78,21 +79,31 @@ need_fuse() {
 python_env() {
     need python3-venv python3-torch
     local wanted=('transformers==4.44.2' 'safetensors==0.8.0' 'numpy<2') stamp
-    local alone='zipnn==0.5.4' # for bench.sh; without its dependencies, which would bring PyPI's torch
-    stamp="${wanted[*]} $alone $(/usr/bin/python3 --version)"
+    stamp="${wanted[*]} $(/usr/bin/python3 --version)"
     mkdir -p "$CACHE"
     # shellcheck disable=SC2016 # the inner shell expands it
     flock "$CACHE/lock" bash -euo pipefail -c '
-        venv=$1 stamp=$2 alone=$3 wanted=("${@:4}")
+        venv=$1 stamp=$2 wanted=("${@:3}")
         [ "$(cat "$venv/.complete" 2>/dev/null)" = "$stamp" ] && exit
-        echo "preparing Python: ${wanted[*]} $alone"
+        echo "preparing Python: ${wanted[*]}"
         rm -rf "$venv"
         /usr/bin/python3 -m venv --system-site-packages "$venv"
-        pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-        "${pip[@]}" "${wanted[@]}"
-        "${pip[@]}" --no-deps "$alone"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"
         echo "$stamp" >"$venv/.complete"
-    ' - "$VENV" "$stamp" "$alone" "${wanted[@]}" || die "the Python environment could not be made (see above)"
+    ' - "$VENV" "$stamp" "${wanted[@]}" || die "the Python environment could not be made (see above)"
+}
+
+# python_alone PACKAGE==VERSION: one more, built from source, without its dependencies (they would bring PyPI's torch).
+python_alone() {
+    python_env
+    need gcc libc6-dev python3-dev
+    # shellcheck disable=SC2016 # the inner shell expands it
+    flock "$CACHE/lock" bash -euo pipefail -c '
+        [ -e "$1/.has-$2" ] && exit
+        echo "preparing Python: $2"
+        "$1/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --no-deps "$2"
+        touch "$1/.has-$2"
+    ' - "$VENV" "$1" || die "$1 could not be installed (see above)"
 }
 
 # get_models: the real models, as ordinary directories below MODELS.
