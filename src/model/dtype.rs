@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn widths_agree_with_the_format() {
-        for d in ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL"] {
+        for d in [
+            "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8",
+            "BOOL",
+        ] {
             assert_eq!(bits(d), Some(Elem::of(d).width() * 8), "{d}");
         }
         assert_eq!(bits("F4"), Some(4));

@@ -1,1 +1,12 @@
+//! Pure values: ids, names, the layout of safetensors files, recipes, version records, journal events,
+//! the lineage graph. No I/O.
 pub mod dtype;
+pub mod event;
+pub mod id;
+pub mod layout;
+pub mod lineage;
+pub mod name;
+pub mod object;
+pub mod recipe;
+pub mod record;
+pub mod wire;

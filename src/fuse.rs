@@ -1,0 +1,442 @@
+//! The FUSE protocol: translates between kernel requests and [`Vfs`], and decides nothing.
+//!
+//! Several threads take requests from the kernel, each through its own `/dev/fuse` descriptor, and answer
+//! them where they stand. Reads fill one buffer for each thread, made once. A panic below is one EIO and a log line.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::vfs::{Attr, BLOCK_SIZE, Entry, Found, Kind, MAX_READ, Opened, Source, Vfs, VfsError, Xattr};
+
+/// Requests that the kernel may have under way beside those a caller waits for (readahead).
+const MAX_BACKGROUND: u16 = 64;
+const CONGESTED: u16 = 48;
+/// The kernel's largest request (`fs.fuse.max_pages_limit`).
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// A session that answers the kernel, until the filesystem is unmounted.
+pub struct Served(BackgroundSession);
+
+impl Served {
+    /// Waits for the end of the session.
+    pub fn join(self) -> io::Result<()> {
+        self.0.join()
+    }
+}
+
+/// Answers the kernel's requests from `device`, an open `/dev/fuse` that is mounted somewhere. Returns when
+/// the kernel and the session have agreed on the protocol.
+pub fn serve<S: Source>(vfs: Arc<Vfs<S>>, device: OwnedFd) -> io::Result<Served> {
+    let mut config = Config::default();
+    config.n_threads = Some(threads());
+    config.clone_fd = true;
+    // The kernel itself holds off other users, unless mounted with `allow_other`.
+    Session::from_fd(Fuse(vfs), device, SessionACL::All, config)?.spawn().map(Served)
+}
+
+/// A request may wait for the disk or for another's decoding, so more threads than cores.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (cores * 2).clamp(4, 64)
+}
+
+struct Fuse<S: Source>(Arc<Vfs<S>>);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What `f` says, or EIO when it panics: an event thread must not die of one request.
+fn guarded<T>(f: impl FnOnce() -> Result<T, VfsError>) -> Result<T, Errno> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Errno::from_i32(e.errno())),
+        Err(_) => {
+            log::error!("a request panicked; it is answered with an input/output error");
+            Err(Errno::EIO)
+        }
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+    }
+}
+
+fn file_attr(a: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size,
+        blocks: a.blocks,
+        atime: a.time,
+        mtime: a.time,
+        ctime: a.time,
+        crtime: a.time,
+        kind: file_type(a.kind),
+        perm: a.mode,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// The protocol's way to say that a name holds nothing and that this may be believed: node 0.
+fn nothing() -> FileAttr {
+    let (time, mode) = (SystemTime::UNIX_EPOCH, 0);
+    file_attr(&Attr { ino: 0, kind: Kind::File, size: 0, blocks: 0, time, mode, nlink: 0, uid: 0, gid: 0 })
+}
+
+fn opened(result: Result<Opened, Errno>, cached: FopenFlags, reply: ReplyOpen) {
+    match result {
+        Ok(o) => reply.opened(FileHandle(o.fh), if o.immutable { cached } else { FopenFlags::empty() }),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn xattr(result: Result<Xattr, Errno>, reply: ReplyXattr) {
+    match result {
+        Ok(Xattr::Size(size)) => reply.size(size),
+        Ok(Xattr::Value(value)) => reply.data(&value),
+        Err(e) => reply.error(e),
+    }
+}
+
+impl<S: Source> Fuse<S> {
+    fn refusal(&self) -> Errno {
+        Errno::from_i32(self.0.refusal().errno())
+    }
+
+    fn reply_read(&self, fh: u64, offset: u64, size: u32, reply: ReplyData) {
+        let size = size as usize;
+        if size > MAX_READ {
+            return reply.error(Errno::EINVAL);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            match guarded(|| self.0.read(fh, offset, &mut buffer[..size])) {
+                Ok(n) => reply.data(&buffer[..n]),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+}
+
+/// How long both a name and its attributes hold: readdirplus has one lifetime for the two.
+fn both(entry: &Entry) -> Duration {
+    entry.name_for.min(entry.attr_for)
+}
+
+#[allow(clippy::too_many_arguments)]
+impl<S: Source> Filesystem for Fuse<S> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                log::info!("this kernel does not offer {flag:?}");
+            }
+        }
+        // Each setter answers an impossible value with the nearest possible one.
+        let _ = config.set_max_write(MAX_REQUEST);
+        if let Err(most) = config.set_max_readahead(MAX_REQUEST) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(CONGESTED);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match guarded(|| self.0.lookup(parent.0, name)) {
+            Ok(Found::Entry(e)) => {
+                reply.entry_with_ttls(&e.attr_for, &e.name_for, &file_attr(&e.attr), Generation(0));
+            }
+            Ok(Found::Nothing(Duration::ZERO)) => reply.error(Errno::ENOENT),
+            Ok(Found::Nothing(held)) => reply.entry(&held, &nothing(), Generation(0)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        self.0.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        match guarded(|| self.0.getattr(ino.0, fh.map(|fh| fh.0))) {
+            Ok((attr, held)) => reply.attr(&held, &file_attr(&attr)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match guarded(|| self.0.readlink(ino.0)) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        opened(guarded(|| self.0.open(ino.0, flags.0)), cached, reply);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.reply_read(fh.0, offset, size, reply);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        match guarded(|| Ok(self.0.release(fh.0))) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        opened(guarded(|| self.0.opendir(ino.0)), cached, reply);
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed =
+            guarded(|| self.0.readdir(fh.0, offset, |l| reply.add(INodeNo(l.ino), l.next, file_type(l.kind), l.name)));
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let listed = guarded(|| {
+            self.0.readdirplus(fh.0, offset, |l, e| {
+                reply.add(INodeNo(l.ino), l.next, l.name, &both(e), &file_attr(&e.attr), Generation(0))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.0.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match guarded(|| self.0.statfs()) {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.free,
+                s.available,
+                s.files,
+                s.files_free,
+                s.block_size,
+                s.name_max,
+                s.fragment_size,
+            ),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(guarded(|| self.0.getxattr(ino.0, name, size)), reply);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(guarded(|| self.0.listxattr(ino.0, size)), reply);
+    }
+
+    // What follows would change something.
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(self.refusal());
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refusal());
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refusal());
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(self.refusal());
+    }
+
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refusal());
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(self.refusal());
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(self.refusal());
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(self.refusal());
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refusal());
+    }
+
+    // What follows the kernel does itself once it has heard ENOSYS.
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,40 @@
+//! What the journal says: every change to what can change. All names, edges and removals follow from
+//! replaying these in order.
+//!
+//! Stored as one JSON object each, tagged by `"event"`; a journal frame holds an array of them, all or none of
+//! which happened. An unknown tag is an error on replay: a journal
+//! that a later mgit wrote must not be half understood.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::id::Id;
+use super::name::{ModelName, VersionName};
+use super::record::{ParentEdge, Relation};
+
+/// One journal entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// `id` is from now on `model@version`; its record lies in pack `pack`.
+    Commit {
+        model: ModelName,
+        version: VersionName,
+        id: Id,
+        /// Pack that the commit added, as its file stem.
+        pack: String,
+        created: Timestamp,
+        /// Logical bytes of all files.
+        bytes: u64,
+        previous: Option<Id>,
+        parents: Vec<ParentEdge>,
+    },
+    /// The version is gone; its name is not used again.
+    Remove { model: ModelName, version: VersionName, id: Id },
+    /// A provenance edge, appended to the child's parents (or its relation replaced).
+    Link { child: Id, parent: Id, relation: Relation },
+    /// A version edge: `id` follows `previous` within its model.
+    Follow { id: Id, previous: Id },
+    /// No edge of either kind from `child` to `parent` any longer.
+    Unlink { child: Id, parent: Id },
+}

@@ -1,0 +1,197 @@
+//! The version record: the immutable snapshot that a version's id names.
+//!
+//! Stored as JSON; the id is BLAKE3 of exactly the stored bytes, so unknown keys of a later mgit survive.
+//! It repeats what the journal says at commit (name, edges), so that a store whose journal is lost can
+//! still be read by a person. What changes afterwards (names, edges, removals) lives in the journal alone.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::id::Id;
+use super::name::{ModelName, VersionName, safe_path};
+
+/// How a child came from a parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Hash, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub enum Relation {
+    Finetune,
+    Adapter,
+    Merge,
+    Quantize,
+    Prune,
+    Distill,
+    Federated,
+    Cast,
+    Rename,
+    Reshard,
+    Resize,
+    Derived,
+}
+
+impl Relation {
+    pub const ALL: [Relation; 12] = [
+        Relation::Finetune,
+        Relation::Adapter,
+        Relation::Merge,
+        Relation::Quantize,
+        Relation::Prune,
+        Relation::Distill,
+        Relation::Federated,
+        Relation::Cast,
+        Relation::Rename,
+        Relation::Reshard,
+        Relation::Resize,
+        Relation::Derived,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Relation::Finetune => "finetune",
+            Relation::Adapter => "adapter",
+            Relation::Merge => "merge",
+            Relation::Quantize => "quantize",
+            Relation::Prune => "prune",
+            Relation::Distill => "distill",
+            Relation::Federated => "federated",
+            Relation::Cast => "cast",
+            Relation::Rename => "rename",
+            Relation::Reshard => "reshard",
+            Relation::Resize => "resize",
+            Relation::Derived => "derived",
+        }
+    }
+}
+
+impl std::fmt::Display for Relation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A provenance edge to a parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ParentEdge {
+    pub id: Id,
+    pub relation: Relation,
+}
+
+/// What stands at a path of a version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// An ordinary file, its bytes given by a recipe.
+    File,
+    /// A directory with nothing in it. (Others follow from the paths below them.)
+    Directory,
+}
+
+/// One path of a version. A directory has 0 bytes, the digest of nothing and a recipe of zeros.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub path: String,
+    pub kind: EntryKind,
+    pub bytes: u64,
+    /// BLAKE3 of the file's bytes.
+    pub digest: Id,
+    /// Id of the recipe that makes them.
+    pub recipe: Id,
+}
+
+/// A version: name at birth, time, message, edges at birth, files sorted by path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VersionRecord {
+    pub model: ModelName,
+    pub version: VersionName,
+    pub created: Timestamp,
+    pub message: String,
+    pub previous: Option<Id>,
+    pub parents: Vec<ParentEdge>,
+    pub files: Vec<FileEntry>,
+}
+
+impl VersionRecord {
+    /// The bytes that the id hashes.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record has only string keys and finite numbers")
+    }
+
+    /// Parses a stored record and checks what every reader relies on: safe, sorted, distinct paths, no
+    /// file that is also a directory of another.
+    pub fn decode(bytes: &[u8]) -> Result<VersionRecord, String> {
+        let r: VersionRecord = serde_json::from_slice(bytes).map_err(|e| format!("not a version record: {e}"))?;
+        check_paths(r.files.iter().map(|f| f.path.as_str()))?;
+        Ok(r)
+    }
+
+    pub fn logical_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+}
+
+fn check_paths<'a>(paths: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut last = "";
+    for p in paths {
+        safe_path(p).map_err(str::to_owned)?;
+        if p <= last {
+            return Err("paths are not sorted and distinct".to_owned());
+        }
+        let mut up = p;
+        while let Some((dir, _)) = up.rsplit_once('/') {
+            if seen.contains(dir) {
+                return Err(format!("'{dir}' is both a file and a directory"));
+            }
+            up = dir;
+        }
+        seen.insert(p);
+        last = p;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(paths: &[&str]) -> VersionRecord {
+        let entry = |p: &&str| FileEntry {
+            path: p.to_string(),
+            kind: EntryKind::File,
+            bytes: 1,
+            digest: Id([1; 32]),
+            recipe: Id([2; 32]),
+        };
+        VersionRecord {
+            model: "acme/m".parse().unwrap(),
+            version: "v1".parse().unwrap(),
+            created: Timestamp::UNIX_EPOCH,
+            message: "first".into(),
+            previous: None,
+            parents: vec![ParentEdge { id: Id([3; 32]), relation: Relation::Finetune }],
+            files: paths.iter().map(entry).collect(),
+        }
+    }
+
+    #[test]
+    fn the_id_is_pinned() {
+        let r = record(&["config.json"]);
+        assert_eq!(VersionRecord::decode(&r.encode()), Ok(r.clone()));
+        let text = String::from_utf8(r.encode()).unwrap();
+        assert!(text.starts_with(r#"{"model":"acme/m","version":"v1","created":"1970-01-01T00:00:00Z","message":"first","previous":null,"parents":[{"id":"0303"#), "{text}");
+    }
+
+    #[test]
+    fn hostile_paths_are_refused() {
+        for bad in [&["../x"][..], &["b", "a"], &["a", "a"], &["a", "a/b"], &["/a"], &["a//b"]] {
+            assert!(VersionRecord::decode(&record(bad).encode()).is_err(), "{bad:?}");
+        }
+        assert!(VersionRecord::decode(&record(&["a", "a-b", "b/c"]).encode()).is_ok());
+    }
+
+    #[test]
+    fn relations_read_as_they_print() {
+        for r in Relation::ALL {
+            assert_eq!(serde_json::to_string(&r).unwrap(), format!("\"{r}\""));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What `stat` shows of a node.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+/// The preferred size of one read: a block of the store.
+pub const BLOCK_SIZE: u32 = 64 << 10;
+
+/// Names that may come and go: `models/` and what stands directly in it and in a model.
+pub const LIVE: Duration = Duration::from_millis(400);
+/// Names inside a version never change.
+pub const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// All but the charged blocks of a file is immutable; those move when other versions go.
+pub const SETTLED: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    File,
+    Directory,
+    Symlink,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    pub ino: u64,
+    pub kind: Kind,
+    /// Logical bytes.
+    pub size: u64,
+    /// What it costs in the store, in units of 512 bytes.
+    pub blocks: u64,
+    /// Modification, change and access are one: the commit.
+    pub time: SystemTime,
+    pub mode: u16,
+    /// Always 1, which tells `find` that it cannot count subdirectories by it.
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// `st_blocks` of a file of `bytes` that is charged `stored` bytes. A non-empty file never has 0, which
+/// `tar -S` and `cp --sparse` would take for a hole.
+pub fn blocks(bytes: u64, stored: u64) -> u64 {
+    if bytes == 0 { 0 } else { stored.div_ceil(512).max(1) }
+}
+
+/// A commit's time as the system has it.
+pub fn time(at: Timestamp) -> SystemTime {
+    let nanos = at.as_nanosecond();
+    let since = Duration::from_nanos(u64::try_from(nanos.unsigned_abs()).unwrap_or(u64::MAX));
+    if nanos < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
+}

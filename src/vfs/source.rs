@@ -1,0 +1,61 @@
+//! What the filesystem is made from: the one seam between `vfs` and the repository.
+//!
+//! A source answers in plain values, may be asked from many threads at once, and has logged an error's
+//! cause before it returns it. Everything that hangs on a version's id is immutable; what `models` and
+//! `versions` say may change between two calls.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::model::id::Id;
+use crate::model::name::{ModelName, VersionName};
+use crate::model::record::{FileEntry, VersionRecord};
+
+/// A living version of a model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Version {
+    pub model: ModelName,
+    pub version: VersionName,
+    pub id: Id,
+    pub created: Timestamp,
+    /// Its place in the order of all commits.
+    pub seq: u64,
+}
+
+/// Why something could not be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("the stored bytes are damaged")]
+    Damaged,
+    #[error("it is no longer stored")]
+    Gone,
+    #[error("too many files are open")]
+    Exhausted,
+}
+
+/// The bytes of one file. It keeps readable for as long as it is held, also when its version is removed.
+pub trait ReadAt: Send + Sync {
+    /// Fills `buf` from `offset` on, or fails. The range lies within the file.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
+}
+
+/// The repository, as far as a filesystem needs it.
+pub trait Source: Send + Sync + 'static {
+    /// Every model with a living version, sorted.
+    fn models(&self) -> Result<Vec<ModelName>, ReadError>;
+    /// The model's living versions in commit order; the last is `latest`. None for an unknown model.
+    fn versions(&self, model: &ModelName) -> Result<Vec<Version>, ReadError>;
+    /// One living version.
+    fn version(&self, model: &ModelName, version: &VersionName) -> Result<Option<Version>, ReadError>;
+    fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError>;
+    /// For each file of the record, in order: the bytes that it is charged in the store. May change when
+    /// other versions go.
+    fn stored_bytes(&self, id: &Id) -> Result<Arc<Vec<u64>>, ReadError>;
+    /// The version's parents, `model@version`, separated by spaces.
+    fn parents_text(&self, id: &Id) -> Result<String, ReadError>;
+    fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError>;
+    /// A path on the disk that holds the store.
+    fn statfs_path(&self) -> &Path;
+}
