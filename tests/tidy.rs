@@ -151,7 +151,7 @@ fn long_functions(text: &str) -> Vec<String> {
             && head.split_whitespace().all(|w| {
                 w.starts_with("pub") || ["const", "unsafe", "extern", "\"C\"", "async"].contains(&w) || w.ends_with(')')
             });
-        if !is_fn || line.trim_start().starts_with("//") {
+        if !is_fn || line.trim_start().starts_with("//") || line.ends_with(';') {
             continue;
         }
         let close = format!("{}}}", " ".repeat(indent));
