@@ -18,6 +18,8 @@
 //! It doesn't know packs or files. sled does its own I/O, past the disk seam: nothing here is ground state.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -112,6 +114,8 @@ impl Catalog {
     /// The catalog in its directory, which is made if absent. Waits up to ten seconds for another process
     /// to let go of it.
     pub fn open(dir: &Path) -> Result<Catalog> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| StoreError::Io { what: dir.display().to_string(), error })?;
         let since = Instant::now();
         loop {
             let opened = catch_unwind(|| config().path(dir).open());
@@ -121,6 +125,14 @@ impl Catalog {
                 Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(50)),
                 Err(_) => return Err(StoreError::Busy { what: format!("the catalog in {}", dir.display()) }),
             }
+        }
+    }
+
+    /// Deletes a catalog that nobody has open: the way out where it cannot be opened.
+    pub fn delete(dir: &Path) -> Result<()> {
+        match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| StoreError::Io { what: dir.display().to_string(), error }),
         }
     }
 
@@ -407,5 +419,177 @@ impl Frame<'_> {
 
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.writes.insert(key, Some(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(n: u8) -> Id {
+        Id([n; 32])
+    }
+
+    fn at(n: u64) -> Position {
+        Position { offset: n, chain: n.to_le_bytes() }
+    }
+
+    fn commit(n: u8, model: u8, version: u8, previous: Option<u8>, parents: &[u8]) -> Event {
+        Event::Commit {
+            model: ["a", "a.b", "x/a", "a-b"][model as usize % 4].parse().unwrap(),
+            version: VersionName::numbered(version as u64),
+            id: id(n),
+            pack: format!("{n:016x}"),
+            created: Timestamp::UNIX_EPOCH,
+            bytes: n as u64 * 1000,
+            previous: previous.map(id),
+            parents: parents.iter().map(|&p| ParentEdge { id: id(p), relation: Relation::Derived }).collect(),
+        }
+    }
+
+    /// What the catalog must agree with, in the plainest way.
+    #[derive(Default)]
+    struct Naive {
+        heads: Vec<Head>,
+        edges: Vec<(Id, ParentEdge)>,
+    }
+
+    impl Naive {
+        fn take(&mut self, event: &Event) {
+            match event.clone() {
+                Event::Commit { model, version, id, pack, created, bytes, previous, parents } => {
+                    if self.heads.iter().any(|h| h.id == id) {
+                        return;
+                    }
+                    let (seq, removed) = (self.heads.len() as u64, false);
+                    self.heads.push(Head { model, version, id, seq, pack, created, bytes, previous, removed });
+                    parents.iter().for_each(|p| self.link(id, *p));
+                }
+                Event::Remove { id, .. } => self.head(&id, |h| h.removed = true),
+                Event::Link { child, parent, relation } => self.link(child, ParentEdge { id: parent, relation }),
+                Event::Follow { id, previous } => self.head(&id, |h| h.previous = Some(previous)),
+                Event::Unlink { child, parent } => {
+                    self.edges.retain(|(c, p)| (*c, p.id) != (child, parent));
+                    self.head(&child, |h| h.previous = h.previous.filter(|p| *p != parent));
+                }
+            }
+        }
+
+        fn link(&mut self, child: Id, edge: ParentEdge) {
+            match self.edges.iter_mut().find(|(c, p)| (*c, p.id) == (child, edge.id)) {
+                Some((_, old)) => *old = edge,
+                None => self.edges.push((child, edge)),
+            }
+        }
+
+        fn head(&mut self, id: &Id, f: impl FnOnce(&mut Head)) {
+            self.heads.iter_mut().find(|h| h.id == *id).map_or((), f)
+        }
+
+        fn order(&self, id: &Id) -> (u64, Id) {
+            (self.heads.iter().find(|h| h.id == *id).map_or(u64::MAX, |h| h.seq), *id)
+        }
+
+        fn agrees(&self, c: &Catalog) {
+            let living: Vec<_> = self.heads.iter().filter(|h| !h.removed).cloned().collect();
+            assert_eq!(c.all().unwrap(), living);
+            let models: std::collections::BTreeSet<_> = living.iter().map(|h| h.model.clone()).collect();
+            assert_eq!(c.models().unwrap(), models.into_iter().collect::<Vec<_>>());
+            for h in &self.heads {
+                let of: Vec<_> = living.iter().filter(|l| l.model == h.model).cloned().collect();
+                assert_eq!(c.newest(&h.model).unwrap(), of.last().cloned());
+                assert_eq!(c.versions(&h.model).unwrap(), of);
+                let ever: Vec<_> = self.heads.iter().filter(|l| l.model == h.model).collect();
+                assert_eq!(c.ever(&h.model).unwrap(), ever.len() as u64);
+                let named = ever.iter().rev().find(|l| l.version == h.version).copied().cloned();
+                assert_eq!(c.find(&h.model, &h.version).unwrap(), named.filter(|l| !l.removed));
+                assert!(c.name_used(&h.model, &h.version).unwrap());
+            }
+            (0..8).for_each(|n| self.agrees_on(c, id(n)));
+        }
+
+        fn agrees_on(&self, c: &Catalog, id: Id) {
+            assert_eq!(c.by_id(&id).unwrap().as_ref(), self.heads.iter().find(|h| h.id == id));
+            let parents: Vec<_> = self.edges.iter().filter(|(c, _)| *c == id).map(|(_, p)| *p).collect();
+            assert_eq!(c.parents(&id).unwrap(), parents);
+            let of = self.edges.iter().filter(|(_, p)| p.id == id);
+            let mut children: Vec<_> = of.map(|(c, p)| ParentEdge { id: *c, ..*p }).collect();
+            children.sort_by_key(|e| self.order(&e.id));
+            assert_eq!(c.children(&id).unwrap(), children);
+            let next: Vec<_> = self.heads.iter().filter(|h| h.previous == Some(id)).map(|h| h.id).collect();
+            assert_eq!(c.next(&id).unwrap(), next);
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let n = 0u8..8;
+        let parents = proptest::collection::vec(n.clone(), 0..3);
+        prop_oneof![
+            4 => (n.clone(), 0u8..4, 0u8..3, proptest::option::of(n.clone()), parents)
+                .prop_map(|(i, m, v, p, ps)| commit(i, m, v, p, &ps)),
+            1 => n.clone().prop_map(|i| Event::Remove {
+                model: "a".parse().unwrap(),
+                version: VersionName::numbered(1),
+                id: id(i)
+            }),
+            1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| Event::Link {
+                child: id(a),
+                parent: id(b),
+                relation: Relation::ALL[r]
+            }),
+            1 => (n.clone(), n.clone()).prop_map(|(a, b)| Event::Follow { id: id(a), previous: id(b) }),
+            1 => (n.clone(), n).prop_map(|(a, b)| Event::Unlink { child: id(a), parent: id(b) }),
+        ]
+    }
+
+    #[test]
+    fn it_is_what_the_events_say() {
+        let catalog = Catalog::temporary().unwrap();
+        let frames = proptest::collection::vec(proptest::collection::vec(any_event(), 0..5), 1..8);
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
+        let run = runner.run(&frames, |frames| {
+            catalog.clear().unwrap();
+            let mut naive = Naive::default();
+            for (n, frame) in (1..).zip(&frames) {
+                catalog.apply(frame, at(n)).unwrap();
+                frame.iter().for_each(|e| naive.take(e));
+                assert_eq!(catalog.position().unwrap(), Some(at(n)));
+            }
+            naive.agrees(&catalog);
+            Ok(())
+        });
+        run.unwrap();
+    }
+
+    #[test]
+    fn it_persists_is_small_and_clears() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let catalog = Catalog::open(&path).unwrap();
+        assert_eq!(catalog.position().unwrap(), None);
+        for n in 0..20 {
+            catalog.apply(&[commit(n, n, n, None, &[0])], at(n as u64)).unwrap();
+        }
+        drop(catalog);
+        let catalog = Catalog::open(&path).unwrap();
+        assert_eq!((catalog.position().unwrap(), catalog.all().unwrap().len()), (Some(at(19)), 20));
+        let on_disk = catalog.bytes_on_disk().unwrap();
+        assert!(on_disk < 400_000, "{on_disk}");
+        catalog.clear().unwrap();
+        assert_eq!((catalog.position().unwrap(), catalog.all().unwrap().len()), (None, 0));
+    }
+
+    #[test]
+    fn a_broken_catalog_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        drop(Catalog::open(&path).unwrap());
+        for file in ["conf", "db"] {
+            std::fs::write(path.join(file), [0xa5; 3000]).unwrap();
+        }
+        assert!(matches!(Catalog::open(&path), Err(StoreError::Catalog { .. })));
+        Catalog::delete(&path).unwrap();
+        assert_eq!(Catalog::open(&path).unwrap().position().unwrap(), None);
     }
 }

@@ -105,9 +105,12 @@ impl Journal {
         let file = disk.open_append(&path).at(&path)?;
         let journal = Journal { path, file, end: Mutex::new(None), poisoned: false };
         let what = journal.what();
-        let bytes = journal.read(0)?;
-        let head = bytes.first_chunk().ok_or_else(|| StoreError::damaged(format!("{what}: its header")))?;
-        match read_header(MAGIC, head, &what)? {
+        let mut head = [0; HEADER];
+        journal.file.read_at(&mut head, 0).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => StoreError::damaged(format!("{what}: its header")),
+            _ => StoreError::Io { what: what.clone(), error },
+        })?;
+        match read_header(MAGIC, &head, &what)? {
             NUMBER => Ok(journal),
             _ => Err(StoreError::damaged(format!("{what}: it is another log file"))),
         }
@@ -207,5 +210,183 @@ impl Journal {
 
     fn what(&self) -> String {
         format!("journal {}", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim::{Fault, SimDisk};
+    use super::*;
+    use crate::model::id::Id;
+
+    const LOG: &str = "/j/000001.log";
+
+    fn event(n: u8) -> Event {
+        Event::Follow { id: Id([n; 32]), previous: Id([n + 100; 32]) }
+    }
+
+    fn disk(seed: u64) -> SimDisk {
+        let sim = SimDisk::new(seed);
+        sim.create_dir(Path::new("/j")).unwrap();
+        sim.sync_dir(Path::new("/")).unwrap();
+        sim
+    }
+
+    fn open(sim: &SimDisk) -> Result<Journal> {
+        Journal::open(Arc::new(sim.clone()), Path::new("/j"))
+    }
+
+    fn all(journal: &Journal, from: Option<Position>) -> Result<(Vec<Event>, Position)> {
+        let mut out = Vec::new();
+        let end = journal.replay(from, &mut |events, _| {
+            out.extend_from_slice(events);
+            Ok(())
+        })?;
+        Ok((out, end))
+    }
+
+    /// A journal of `n` frames, with the position after each (and before the first).
+    fn written(n: u8) -> (SimDisk, Vec<Position>) {
+        let sim = disk(1);
+        let mut journal = open(&sim).unwrap();
+        let mut at = vec![journal.append(&[]).unwrap()];
+        at.extend((0..n).map(|i| journal.append(&[event(i)]).unwrap()));
+        (sim, at)
+    }
+
+    #[test]
+    fn events_come_back_from_any_position() {
+        let (sim, at) = written(4);
+        let journal = open(&sim).unwrap();
+        for (i, from) in at.iter().enumerate() {
+            let (events, end) = all(&journal, Some(*from)).unwrap();
+            assert_eq!(events, (i as u8..4).map(event).collect::<Vec<_>>());
+            assert_eq!(end, at[4]);
+        }
+        assert_eq!(all(&journal, None).unwrap().0.len(), 4);
+        let mut two = open(&sim).unwrap();
+        two.append(&[event(4), event(5)]).unwrap();
+        assert_eq!(all(&journal, Some(at[4])).unwrap().0, [event(4), event(5)]);
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let sim = disk(1);
+        let mut journal = open(&sim).unwrap();
+        journal.append(&[event(1)]).unwrap();
+        let bytes = sim.read(Path::new(LOG));
+        let json = format!(r#"[{{"event":"follow","id":"{}","previous":"{}"}}]"#, "01".repeat(32), "65".repeat(32));
+        assert_eq!(bytes[40..], *json.as_bytes());
+        let hex: String = bytes[..40].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "GOLDEN-JOURNAL");
+    }
+
+    #[test]
+    fn a_torn_tail_is_ignored_and_then_cut_off() {
+        let (sim, at) = written(3);
+        let whole = sim.read(Path::new(LOG));
+        for cut in at[2].offset..at[3].offset {
+            sim.write(Path::new(LOG), &whole[..cut as usize]);
+            let mut journal = open(&sim).unwrap();
+            assert_eq!(all(&journal, Some(at[1])).unwrap(), (vec![event(1)], at[2]));
+            assert!(matches!(all(&journal, Some(at[3])), Err(StoreError::Damaged { .. })), "{cut}");
+            let now = journal.append(&[event(9)]).unwrap();
+            assert_eq!(all(&journal, Some(at[2])).unwrap(), (vec![event(9)], now));
+            assert_eq!(journal.bytes().unwrap(), now.offset);
+        }
+        for cut in 0..at[2].offset {
+            sim.write(Path::new(LOG), &whole[..cut as usize]);
+            assert!(open(&sim).and_then(|j| all(&j, Some(at[2]))).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn every_flip_is_seen() {
+        let (sim, at) = written(3);
+        let whole = sim.read(Path::new(LOG));
+        for bit in 0..whole.len() * 8 {
+            let mut bad = whole.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            sim.write(Path::new(LOG), &bad);
+            let read = |from| open(&sim).and_then(|j| all(&j, from));
+            assert!(read(Some(at[3])).is_err(), "{bit}");
+            match read(None) {
+                Ok((events, _)) => {
+                    assert!(bit as u64 / 8 >= at[2].offset, "{bit}");
+                    assert_eq!(events, [event(0), event(1)]);
+                }
+                Err(_) => assert!(open(&sim).and_then(|mut j| j.append(&[event(7)])).is_err(), "{bit}"),
+            }
+        }
+    }
+
+    #[test]
+    fn lost_doubled_and_swapped_frames_are_seen() {
+        let (sim, at) = written(4);
+        let whole = sim.read(Path::new(LOG));
+        let frame = |i: usize| &whole[at[i].offset as usize..at[i + 1].offset as usize];
+        for order in [&[0usize, 2, 3][..], &[0, 1, 1, 2, 3], &[0, 2, 1, 3], &[1, 0, 2, 3], &[0, 1, 2, 2], &[1, 2, 3]] {
+            let mut bytes = whole[..HEADER].to_vec();
+            order.iter().for_each(|&i| bytes.extend_from_slice(frame(i)));
+            sim.write(Path::new(LOG), &bytes);
+            assert!(matches!(all(&open(&sim).unwrap(), None), Err(StoreError::Damaged { .. })), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn events_of_a_later_mgit_are_not_half_understood() {
+        let (sim, at) = written(1);
+        let mut bytes = sim.read(Path::new(LOG));
+        put_frame(&mut bytes, at[1].chain, br#"[{"event":"teleport"}]"#);
+        sim.write(Path::new(LOG), &bytes);
+        assert!(matches!(all(&open(&sim).unwrap(), None), Err(StoreError::Later { .. })));
+    }
+
+    #[test]
+    fn a_failed_append_never_counts_later() {
+        let begin = written(1).0.ops();
+        for op in begin..begin + 2 {
+            for fault in [Fault::Broken, Fault::Full] {
+                let (sim, at) = written(1);
+                let mut journal = open(&sim).unwrap();
+                sim.fail_at(op, fault);
+                assert!(journal.append(&[event(5)]).is_err());
+                assert_eq!(all(&journal, Some(at[1])).unwrap().0, []);
+                journal.append(&[event(6)]).unwrap();
+                assert_eq!(all(&open(&sim).unwrap(), Some(at[1])).unwrap().0, [event(6)]);
+            }
+        }
+        let (sim, _) = written(1);
+        let mut journal = open(&sim).unwrap();
+        (begin..begin + 3).for_each(|op| sim.fail_at(op, Fault::Broken));
+        assert!(journal.append(&[event(5)]).is_err());
+        assert!(matches!(journal.append(&[event(6)]), Err(StoreError::Misuse(_))));
+        open(&sim).unwrap().append(&[event(7)]).unwrap();
+    }
+
+    #[test]
+    fn whatever_was_acknowledged_survives_a_crash_at_every_operation() {
+        for seed in 0..40 {
+            for at in 0..12 {
+                let sim = disk(seed);
+                sim.crash_at(at + 2);
+                let mut acknowledged = None;
+                let mut count = 0;
+                if let Ok(mut journal) = open(&sim) {
+                    while let Ok(position) = journal.append(&[event(count)]) {
+                        acknowledged = Some(position);
+                        count += 1;
+                    }
+                }
+                let after = sim.reboot();
+                let mut journal = open(&after).unwrap();
+                let (events, end) = all(&journal, None).unwrap();
+                assert!((count..=count + 1).contains(&(events.len() as u8)));
+                assert_eq!(events, (0..events.len() as u8).map(event).collect::<Vec<_>>());
+                all(&journal, acknowledged).unwrap();
+                journal.append(&[event(50)]).unwrap();
+                assert_eq!(all(&journal, Some(end)).unwrap().0, [event(50)]);
+            }
+        }
     }
 }

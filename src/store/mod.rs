@@ -17,6 +17,8 @@ pub mod packs;
 pub mod root;
 pub mod scan;
 pub mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::Path;
