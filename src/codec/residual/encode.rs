@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::codec::ans::{BITS, ESCAPE};
+use crate::codec::bits::BitWriter;
 use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
 use crate::codec::plane::put_varint;
 use crate::codec::tables::Counts;
@@ -109,7 +110,7 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         .collect();
     let mut s = Symbols { body: Vec::with_capacity(n), ..Symbols::default() };
     s.flags = zero_flags::<W, FLOAT>(raw, base);
-    let mut bits = BitWriter { bytes: Vec::with_capacity(raw.len() + 8), ..BitWriter::default() };
+    let mut bits = BitWriter::with_capacity(raw.len() + 8);
     let mut scales = [None, Some(0)];
     let mut from = 0;
     for to in segments(model.spec, block, n) {
@@ -200,31 +201,5 @@ impl Coder<'_> {
             }
             s.body.push((context, symbol));
         }
-    }
-}
-
-#[derive(Default)]
-struct BitWriter {
-    bytes: Vec<u8>,
-    held: u64,
-    count: u32,
-}
-
-impl BitWriter {
-    /// At most 32 bits, the others zero.
-    #[inline(always)]
-    fn put(&mut self, value: u64, bits: u32) {
-        self.held |= value << self.count;
-        self.count += bits;
-        if self.count >= 32 {
-            self.bytes.extend_from_slice(&(self.held as u32).to_le_bytes());
-            self.held >>= 32;
-            self.count -= 32;
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.bytes.extend_from_slice(&self.held.to_le_bytes()[..self.count.div_ceil(8) as usize]);
-        self.bytes
     }
 }
