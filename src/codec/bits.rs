@@ -3,32 +3,35 @@
 /// Room to read past the end.
 pub(super) const SPARE: usize = 64;
 
-#[derive(Default)]
 pub(super) struct BitWriter {
     bytes: Vec<u8>,
+    /// Whole bytes written; the bits after them are in `held`.
+    at: usize,
     held: u64,
     count: u32,
 }
 
 impl BitWriter {
-    pub fn with_capacity(bytes: usize) -> BitWriter {
-        BitWriter { bytes: Vec::with_capacity(bytes), ..BitWriter::default() }
+    /// Room for so many bytes.
+    pub fn new(bytes: usize) -> BitWriter {
+        BitWriter { bytes: vec![0; bytes + 16], at: 0, held: 0, count: 0 }
     }
 
-    /// At most 32 bits, the others zero.
+    /// At most 32 bits, the others zero. What finds no room is lost.
     #[inline(always)]
-    pub fn put(&mut self, value: u64, bits: u32) {
-        self.held |= value << self.count;
+    pub fn put(&mut self, value: u32, bits: u32) {
+        self.held |= (value as u64) << self.count;
         self.count += bits;
-        if self.count >= 32 {
-            self.bytes.extend_from_slice(&(self.held as u32).to_le_bytes());
-            self.held >>= 32;
-            self.count -= 32;
+        if let Some(window) = self.bytes.get_mut(self.at..self.at + 8) {
+            window.copy_from_slice(&self.held.to_le_bytes());
         }
+        self.at += (self.count >> 3) as usize;
+        self.held >>= self.count & !7;
+        self.count &= 7;
     }
 
     pub fn finish(mut self) -> Vec<u8> {
-        self.bytes.extend_from_slice(&self.held.to_le_bytes()[..self.count.div_ceil(8) as usize]);
+        self.bytes.truncate(self.at + (self.count > 0) as usize);
         self.bytes
     }
 }

@@ -33,7 +33,6 @@ fn low_bits(spec: Spec) -> u32 {
     }
 }
 
-#[derive(Default)]
 struct Symbols {
     prefix: Vec<(u8, u8)>,
     body: Vec<(u8, u8)>,
@@ -66,11 +65,18 @@ pub(super) fn encode(spec: Spec, tables: &Tables, block: u64, raw: &[u8], out: &
 fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8]) -> Symbols {
     let low = low_bits(spec);
     let words: Vec<W> = raw.chunks_exact(W::BYTES).map(W::load).collect();
-    let mut s = Symbols { body: Vec::with_capacity(words.len()), ..Symbols::default() };
+    let mut s = Symbols {
+        prefix: Vec::new(),
+        body: vec![(TOP, ESCAPE); words.len()],
+        raw: BitWriter::new(raw.len()),
+        scales: Vec::new(),
+        escapes: Vec::new(),
+    };
     let can_code = |context, symbol| tables.is_none_or(|t| t.can_code(context, symbol));
     let (mut from, mut scale) = (0, 0i32);
     for to in segments(spec, block, words.len()) {
         let segment = &words[from..to];
+        let body = &mut s.body[from..to];
         from = to;
         let (shared, mean) = survey(segment, low);
         let shared = if can_code(TRAILING, shared as u8) { shared } else { 0 };
@@ -84,23 +90,24 @@ fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8])
         }
         scale = mean;
         s.prefix.extend_from_slice(&[(TRAILING, shared as u8), (LEVEL, symbol)]);
-        for &w in segment {
+        for (&w, slot) in segment.iter().zip(body) {
             let magnitude = w.without_sign().to_u64() as u32;
-            let h = (magnitude >> low) as i64 - scale as i64;
-            let mut symbol = if (-126..=126).contains(&h) { zigzag(h) } else { ESCAPE };
-            if magnitude == 0 {
-                symbol = if w.is_negative() { OTHER_ZERO } else { ZERO };
+            let h = (magnitude >> low).wrapping_sub(scale as u32) as i32;
+            let symbol = zigzag(h as i64);
+            if (h + 126) as u32 <= 252 && magnitude != 0 && can_code(TOP, symbol) {
+                let noise = (magnitude & ((1 << low) - 1)) >> shared;
+                s.raw.put(w.is_negative() as u32 | noise << 1, low - shared + 1);
+                slot.1 = symbol;
+                continue;
             }
-            if symbol == ESCAPE || !can_code(TOP, symbol) {
-                symbol = ESCAPE;
+            let zero = if w.is_negative() { OTHER_ZERO } else { ZERO };
+            if magnitude == 0 && can_code(TOP, zero) {
+                slot.1 = zero;
+            } else {
                 let length = s.escapes.len();
                 s.escapes.resize(length + W::BYTES, 0);
                 w.store(&mut s.escapes[length..]);
-            } else if symbol < ZERO {
-                let noise = (magnitude & ((1 << low) - 1)) >> shared;
-                s.raw.put((w.is_negative() as u32 | noise << 1) as u64, low - shared + 1);
             }
-            s.body.push((TOP, symbol));
         }
     }
     s

@@ -9,11 +9,10 @@ use crate::codec::tables::Counts;
 use crate::codec::word::residual;
 
 /// A block turned into symbols.
-#[derive(Default)]
 struct Symbols {
     prefix: Vec<(u8, u8)>,
     body: Vec<(u8, u8)>,
-    raw: Vec<u8>,
+    noise: BitWriter,
     scales: Vec<u8>,
     escapes: Vec<u8>,
     first_scale: i16,
@@ -30,33 +29,65 @@ pub(in crate::codec) fn count(model: &Model, raw: &[u8], base: &[u8], counts: &m
 
 pub(in crate::codec) fn encode(model: &Model, block: u64, raw: &[u8], index: u8, base: &[u8], out: &mut Vec<u8>) {
     let s = by_kind!(model.spec, W, FLOAT => symbols::<W, FLOAT>(model, block, raw, base, true));
+    let noise = s.noise.finish();
     let coded = model.tables.encode(&s.prefix, &s.body);
     out.extend_from_slice(&[index, s.flags]);
     out.extend_from_slice(&s.first_scale.to_le_bytes());
     put_varint(coded.words.len(), out);
-    put_varint(s.raw.len(), out);
+    put_varint(noise.len(), out);
     coded.write(out);
-    out.extend_from_slice(&s.raw);
+    out.extend_from_slice(&noise);
     out.extend_from_slice(&s.scales);
     out.extend_from_slice(&s.escapes);
     out.extend_from_slice(&raw[raw.len() - raw.len() % model.spec.elem.width()..]);
 }
 
-/// What a segment would cost in one kind: bits an element, but for a constant.
+/// Sums over a segment, in LANES parts so that they vectorise.
+#[derive(Default)]
+struct Sums {
+    /// Sizes of the residuals in units of exponent 127, in units of the last place, and after the staircase.
+    steps: [f32; LANES],
+    units: [f32; LANES],
+    stairs: [f32; LANES],
+    exponents: [u32; LANES],
+    count: [u32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn add<W: Word, const FLOAT: bool>(&mut self, row: &Row, j: usize, r: W, c: &[u8], b: &[u8]) {
+        let b = W::load(b);
+        let counts = !(FLOAT && W::load(c).is_zero()) as u32;
+        let e = (row.exponent.get(b) as u32).clamp(1, 254);
+        let size = (r.magnitude() as u32 * counts) as f32;
+        self.steps[j] += size * f32::from_bits(e << 23);
+        self.units[j] += size;
+        self.exponents[j] += e * counts;
+        self.count[j] += counts;
+        if let Some(f) = &row.stairs {
+            self.stairs[j] += (r.sub(W::from_u32(f.get(b) as u32)).magnitude() as u32 * counts) as f32;
+        }
+    }
+}
+
+/// What a segment would cost in one kind: `bits` an element, but for a constant.
 #[derive(Clone, Copy)]
 struct Fit {
+    kind: u8,
     scale: Option<i16>,
-    bits: f64,
+    bits: f32,
 }
 
 impl Fit {
-    /// From the sum of the sizes of `n` differences, in units of exponent `exponent`.
-    fn new(sum: f64, n: u32, exponent: f64) -> Fit {
+    /// From the sum of the sizes of `n` differences; `unit` = log2 of their unit, `typical` = the same for the elements.
+    fn new(kind: u8, sum: [f32; LANES], n: u32, unit: f32, typical: f32) -> Fit {
+        let sum: f32 = sum.iter().sum();
         if sum <= 0.0 {
-            return Fit { scale: None, bits: -12.0 };
+            return Fit { kind, scale: None, bits: -12.0 };
         }
-        let log = (sum / n as f64).log2();
-        Fit { scale: Some((4.0 * log).round().clamp(-2000.0, 2000.0) as i16), bits: (log - exponent).max(-10.0) }
+        let log = (sum / n as f32).log2() + unit;
+        let scale = (4.0 * log).round().clamp(-2000.0, 2000.0) as i16;
+        Fit { kind, scale: Some(scale), bits: (log - typical).max(-10.0) }
     }
 }
 
@@ -67,37 +98,29 @@ fn choose_kind<W: Word, const FLOAT: bool>(
     child: &[u8],
     base: &[u8],
 ) -> (u8, Option<i16>) {
-    let exponent = Exponent::of(model.spec.elem);
-    let finder = model.stairs.map(|s| s.finder(model.spec));
-    let (mut steps, mut units, mut stairs) = (0.0, 0.0, 0.0);
-    let (mut exponents, mut n) = (0u64, 0u32);
-    for ((r, c), b) in residuals.iter().zip(child.chunks_exact(W::BYTES)).zip(base.chunks_exact(W::BYTES)) {
-        let b = W::load(b);
-        if FLOAT && W::load(c).is_zero() {
-            continue;
-        }
-        let e = exponent.get(b).max(1) as u64;
-        let size = r.magnitude() as u32 as f64;
-        steps += size * f64::from_bits((1023 + e) << 52);
-        units += size;
-        exponents += e;
-        n += 1;
-        if let Some(f) = &finder {
-            stairs += r.sub(W::from_u32(f.get(b) as u32)).magnitude() as f64;
+    let row = Row::new(model, STAIRS, Some(0));
+    let mut sums = Sums::default();
+    let chunk = LANES * W::BYTES;
+    for ((r, c), b) in residuals.chunks(LANES).zip(child.chunks(chunk)).zip(base.chunks(chunk)) {
+        let (c, b) = (c.chunks_exact(W::BYTES), b.chunks_exact(W::BYTES));
+        for (j, ((&r, c), b)) in r.iter().zip(c).zip(b).enumerate().take(LANES) {
+            sums.add::<W, FLOAT>(&row, j, r, c, b);
         }
     }
-    let n = n.max(1);
-    let steps = Fit::new(steps, n, exponents as f64 / n as f64);
-    let units = Fit::new(units, n, -0.1);
-    let mut best = (STEPS, steps);
-    if FLOAT && units.bits < best.1.bits {
-        best = (UNITS, units);
+    let n = sums.count.iter().sum::<u32>().max(1);
+    let exponent = sums.exponents.iter().sum::<u32>() as f32 / n as f32;
+    let mut best = Fit::new(STEPS, sums.steps, n, 127.0, exponent);
+    if FLOAT {
+        let units = Fit::new(UNITS, sums.units, n, 0.0, -0.1);
+        let stairs = Fit::new(STAIRS, sums.stairs, n, 0.0, -1.0);
+        if units.bits < best.bits {
+            best = units;
+        }
+        if row.stairs.is_some() && stairs.bits < best.bits {
+            best = stairs;
+        }
     }
-    let stairs = Fit::new(stairs, n, -1.0);
-    if finder.is_some() && stairs.bits < best.1.bits {
-        best = (STAIRS, stairs);
-    }
-    (best.0, best.1.scale)
+    (best.kind, best.scale)
 }
 
 /// `strict`: only symbols that the tables can code.
@@ -108,9 +131,15 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         .zip(base.chunks_exact(W::BYTES))
         .map(|(c, b)| residual::<W, FLOAT>(W::load(c), W::load(b)))
         .collect();
-    let mut s = Symbols { body: Vec::with_capacity(n), ..Symbols::default() };
-    s.flags = zero_flags::<W, FLOAT>(raw, base);
-    let mut bits = BitWriter::with_capacity(raw.len() + 8);
+    let mut s = Symbols {
+        prefix: Vec::new(),
+        body: vec![(0, ESCAPE); n],
+        noise: BitWriter::new(raw.len()),
+        scales: Vec::new(),
+        escapes: Vec::new(),
+        first_scale: 0,
+        flags: zero_flags::<W, FLOAT>(raw, base),
+    };
     let mut scales = [None, Some(0)];
     let mut from = 0;
     for to in segments(model.spec, block, n) {
@@ -124,11 +153,10 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         let before = last.unwrap_or(s.first_scale as i32);
         let scale = s.announce(model, strict, kind, before, scale);
         *last = scale.or(*last);
-        let coder = Coder { tables: model.tables, row: Row::new(model, kind, scale), strict };
-        coder.code::<W, FLOAT>(&residuals[from..to], child, base, &mut s, &mut bits);
+        let coder = Coder { tables: strict.then_some(model.tables), row: Row::new(model, kind, scale) };
+        coder.code::<W, FLOAT>(&residuals[from..to], child, base, from, &mut s);
         from = to;
     }
-    s.raw = bits.finish();
     s
 }
 
@@ -167,9 +195,9 @@ impl Symbols {
 }
 
 struct Coder<'a> {
-    tables: &'a Tables,
+    /// Only what these can code.
+    tables: Option<&'a Tables>,
     row: Row<'a>,
-    strict: bool,
 }
 
 impl Coder<'_> {
@@ -178,28 +206,42 @@ impl Coder<'_> {
         residuals: &[W],
         child: &[u8],
         base: &[u8],
+        from: usize,
         s: &mut Symbols,
-        bits: &mut BitWriter,
     ) {
-        for ((&r, c), b) in residuals.iter().zip(child.chunks_exact(W::BYTES)).zip(base.chunks_exact(W::BYTES)) {
+        let pairs = child.chunks_exact(W::BYTES).zip(base.chunks_exact(W::BYTES));
+        for ((&r, (c, b)), slot) in residuals.iter().zip(pairs).zip(&mut s.body[from..]) {
             let (c, b) = (W::load(c), W::load(b));
             let entry = self.row.entry(b);
             let (context, noise) = ((entry >> BITS & 0x3F) as u8, entry >> 24);
-            let r = self.row.stairs.map_or(r, |f| r.sub(W::from_u32(f.get(b) as u32))).signed();
+            let r = match self.row.stairs {
+                None => r,
+                Some(f) => r.sub(W::from_u32(f.get(b) as u32)),
+            };
+            let r = r.signed() as i32;
             let h = r >> noise;
-            let mut symbol = if (-126..=126).contains(&h) { context::zigzag(h) } else { ESCAPE };
-            if FLOAT && c.is_zero() && (r != 0 || noise > 0) {
-                symbol = if c == zero_of(s.flags, false, b) { ZERO } else { OTHER_ZERO };
+            let symbol = context::zigzag(h as i64);
+            let zero = FLOAT && c.is_zero() && (r != 0 || noise > 0);
+            if (-126..=126).contains(&h) && !zero && self.can_code(context, symbol) {
+                s.noise.put(r as u32 & ((1 << noise) - 1), noise);
+                *slot = (context, symbol);
+                continue;
             }
-            if symbol == ESCAPE || self.strict && !self.tables.can_code(context, symbol) {
-                symbol = ESCAPE;
+            *slot = (context, ESCAPE);
+            if zero {
+                slot.1 = if c == zero_of(s.flags, false, b) { ZERO } else { OTHER_ZERO };
+            }
+            if slot.1 == ESCAPE || !self.can_code(context, slot.1) {
+                slot.1 = ESCAPE;
                 let length = s.escapes.len();
                 s.escapes.resize(length + W::BYTES, 0);
                 c.store(&mut s.escapes[length..]);
-            } else if symbol < ZERO {
-                bits.put(r as u64 & ((1 << noise) - 1), noise);
             }
-            s.body.push((context, symbol));
         }
+    }
+
+    #[inline(always)]
+    fn can_code(&self, context: u8, symbol: u8) -> bool {
+        self.tables.is_none_or(|t| t.can_code(context, symbol))
     }
 }
