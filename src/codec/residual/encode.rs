@@ -54,20 +54,50 @@ struct Sums {
 }
 
 impl Sums {
+    /// Adds the first `k` of a group.
     #[inline(always)]
-    fn add<W: Word, const FLOAT: bool>(&mut self, row: &Row, j: usize, r: W, c: &[u8], b: &[u8]) {
-        let b = W::load(b);
-        let counts = !(FLOAT && W::load(c).is_zero()) as u32;
-        let e = (row.exponent.get(b) as u32).clamp(1, 254);
-        let size = (r.magnitude() as u32 * counts) as f32;
-        self.steps[j] += size * f32::from_bits(e << 23);
-        self.units[j] += size;
-        self.exponents[j] += e * counts;
-        self.count[j] += counts;
+    fn add<W: Word, const FLOAT: bool>(&mut self, row: &Row, g: &Group<W>, k: usize) {
+        for j in 0..LANES {
+            let counts = (j < k && !(FLOAT && g.child[j].is_zero())) as u32;
+            let e = (row.exponent.get(g.base[j]) as u32).clamp(1, 254);
+            let size = (g.residual[j].magnitude() as u32 & counts.wrapping_neg()) as f32;
+            self.steps[j] += size * f32::from_bits(e << 23);
+            self.units[j] += size;
+            self.exponents[j] += e & counts.wrapping_neg();
+            self.count[j] += counts;
+        }
         if let Some(f) = &row.stairs {
-            self.stairs[j] += (r.sub(W::from_u32(f.get(b) as u32)).magnitude() as u32 * counts) as f32;
+            for j in 0..k.min(LANES) {
+                let r = g.residual[j].sub(W::from_u32(f.get(g.base[j]) as u32));
+                self.stairs[j] += if FLOAT && g.child[j].is_zero() { 0.0 } else { r.magnitude() as u32 as f32 };
+            }
         }
     }
+}
+
+/// LANES elements side by side.
+#[derive(Clone, Copy)]
+struct Group<W> {
+    child: [W; LANES],
+    base: [W; LANES],
+    residual: [W; LANES],
+}
+
+/// A block's elements in groups; the last is filled up with zeros.
+fn groups<W: Word, const FLOAT: bool>(raw: &[u8], base: &[u8]) -> Vec<Group<W>> {
+    let chunk = LANES * W::BYTES;
+    let whole = raw.len() - raw.len() % W::BYTES;
+    let load = |bytes: &[u8]| {
+        let mut words = [W::default(); LANES];
+        words.iter_mut().zip(bytes.chunks_exact(W::BYTES)).for_each(|(w, b)| *w = W::load(b));
+        words
+    };
+    let pairs = raw[..whole].chunks(chunk).zip(base[..whole].chunks(chunk));
+    let group = |(c, b)| {
+        let (child, base) = (load(c), load(b));
+        Group { child, base, residual: std::array::from_fn(|j| residual::<W, FLOAT>(child[j], base[j])) }
+    };
+    pairs.map(group).collect()
 }
 
 /// What a segment would cost in one kind: `bits` an element, but for a constant.
@@ -91,21 +121,12 @@ impl Fit {
     }
 }
 
-/// The kind that is likely the cheapest, and its scale; None when nothing differs.
-fn choose_kind<W: Word, const FLOAT: bool>(
-    model: &Model,
-    residuals: &[W],
-    child: &[u8],
-    base: &[u8],
-) -> (u8, Option<i16>) {
+/// The kind that is likely the cheapest for `n` elements, and its scale; None when nothing differs.
+fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, groups: &[Group<W>], n: usize) -> (u8, Option<i16>) {
     let row = Row::new(model, STAIRS, Some(0));
     let mut sums = Sums::default();
-    let chunk = LANES * W::BYTES;
-    for ((r, c), b) in residuals.chunks(LANES).zip(child.chunks(chunk)).zip(base.chunks(chunk)) {
-        let (c, b) = (c.chunks_exact(W::BYTES), b.chunks_exact(W::BYTES));
-        for (j, ((&r, c), b)) in r.iter().zip(c).zip(b).enumerate().take(LANES) {
-            sums.add::<W, FLOAT>(&row, j, r, c, b);
-        }
+    for (i, g) in groups.iter().enumerate() {
+        sums.add::<W, FLOAT>(&row, g, n - i * LANES);
     }
     let n = sums.count.iter().sum::<u32>().max(1);
     let exponent = sums.exponents.iter().sum::<u32>() as f32 / n as f32;
@@ -126,26 +147,21 @@ fn choose_kind<W: Word, const FLOAT: bool>(
 /// `strict`: only symbols that the tables can code.
 fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], base: &[u8], strict: bool) -> Symbols {
     let n = raw.len() / W::BYTES;
-    let residuals: Vec<W> = raw
-        .chunks_exact(W::BYTES)
-        .zip(base.chunks_exact(W::BYTES))
-        .map(|(c, b)| residual::<W, FLOAT>(W::load(c), W::load(b)))
-        .collect();
+    let groups = groups::<W, FLOAT>(raw, base);
     let mut s = Symbols {
         prefix: Vec::new(),
-        body: vec![(0, ESCAPE); n],
+        body: Vec::with_capacity(n + LANES),
         noise: BitWriter::new(raw.len()),
         scales: Vec::new(),
         escapes: Vec::new(),
         first_scale: 0,
-        flags: zero_flags::<W, FLOAT>(raw, base),
+        flags: if FLOAT { zero_flags(&groups, n) } else { 0 },
     };
     let mut scales = [None, Some(0)];
     let mut from = 0;
     for to in segments(model.spec, block, n) {
-        let bytes = from * W::BYTES..to * W::BYTES;
-        let (child, base) = (&raw[bytes.clone()], &base[bytes]);
-        let (kind, scale) = choose_kind::<W, FLOAT>(model, &residuals[from..to], child, base);
+        let segment = &groups[from / LANES..to.div_ceil(LANES)];
+        let (kind, scale) = choose_kind::<W, FLOAT>(model, segment, to - from);
         let last = &mut scales[(kind != STEPS) as usize];
         if let (None, Some(scale)) = (&last, scale) {
             s.first_scale = scale;
@@ -154,20 +170,22 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         let scale = s.announce(model, strict, kind, before, scale);
         *last = scale.or(*last);
         let coder = Coder { tables: strict.then_some(model.tables), row: Row::new(model, kind, scale) };
-        coder.code::<W, FLOAT>(&residuals[from..to], child, base, from, &mut s);
+        for (i, g) in segment.iter().enumerate() {
+            coder.group::<W, FLOAT>(g, (to - from - i * LANES).min(LANES), &mut s);
+        }
         from = to;
     }
     s
 }
 
 /// Do new zeros keep the base's sign more often than they are +0?
-fn zero_flags<W: Word, const FLOAT: bool>(raw: &[u8], base: &[u8]) -> u8 {
+fn zero_flags<W: Word>(groups: &[Group<W>], n: usize) -> u8 {
     let (mut same, mut plus) = (0u32, 0u32);
-    if FLOAT {
-        for (c, b) in raw.chunks_exact(W::BYTES).zip(base.chunks_exact(W::BYTES)) {
-            let (c, b) = (W::load(c), W::load(b));
-            same += (c.is_zero() && c.is_negative() == b.is_negative()) as u32;
-            plus += (c.is_zero() && !c.is_negative()) as u32;
+    for g in &groups[..n / LANES] {
+        for j in 0..LANES {
+            let zero = g.child[j].is_zero();
+            same += (zero && g.child[j].is_negative() == g.base[j].is_negative()) as u32;
+            plus += (zero && !g.child[j].is_negative()) as u32;
         }
     }
     if same > plus { BASE_SIGN } else { 0 }
@@ -201,47 +219,63 @@ struct Coder<'a> {
 }
 
 impl Coder<'_> {
-    fn code<W: Word, const FLOAT: bool>(
+    /// Codes the first `k` of a group; the usual case, nothing special among them, in steps that vectorise.
+    #[inline(always)]
+    fn group<W: Word, const FLOAT: bool>(&self, g: &Group<W>, k: usize, s: &mut Symbols) {
+        let mut entries = [0u32; LANES];
+        let mut r: [u32; LANES] = std::array::from_fn(|j| g.residual[j].signed() as u32);
+        for j in 0..LANES {
+            entries[j] = self.row.entry(g.base[j]);
+        }
+        if let Some(f) = &self.row.stairs {
+            (0..LANES).for_each(|j| r[j] = g.residual[j].sub(W::from_u32(f.get(g.base[j]) as u32)).signed() as u32);
+        }
+        let mut symbols = [(0u8, ESCAPE); LANES];
+        let mut special = false;
+        for j in 0..LANES {
+            let noise = entries[j] >> 24;
+            let h = r[j] as i32 >> noise;
+            let symbol = context::zigzag(h as i64);
+            special |= !(-126..=126).contains(&h) | (FLOAT && g.child[j].is_zero() && (r[j] | noise) != 0);
+            symbols[j] = ((entries[j] >> BITS & 0x3F) as u8, symbol);
+        }
+        special |= self.tables.is_some_and(|t| symbols[..k].iter().any(|s| !t.can_code(s.0, s.1)));
+        if special {
+            self.specials::<W, FLOAT>(g, &r, &entries, k, &mut symbols, s);
+        }
+        for j in 0..k {
+            let noise = if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 };
+            s.noise.put(r[j] & ((1 << noise) - 1), noise);
+        }
+        s.body.extend_from_slice(&symbols[..k]);
+    }
+
+    /// Zeros and escapes.
+    #[inline(never)]
+    fn specials<W: Word, const FLOAT: bool>(
         &self,
-        residuals: &[W],
-        child: &[u8],
-        base: &[u8],
-        from: usize,
+        g: &Group<W>,
+        r: &[u32; LANES],
+        entries: &[u32; LANES],
+        k: usize,
+        symbols: &mut [(u8, u8); LANES],
         s: &mut Symbols,
     ) {
-        let pairs = child.chunks_exact(W::BYTES).zip(base.chunks_exact(W::BYTES));
-        for ((&r, (c, b)), slot) in residuals.iter().zip(pairs).zip(&mut s.body[from..]) {
-            let (c, b) = (W::load(c), W::load(b));
-            let entry = self.row.entry(b);
-            let (context, noise) = ((entry >> BITS & 0x3F) as u8, entry >> 24);
-            let r = match self.row.stairs {
-                None => r,
-                Some(f) => r.sub(W::from_u32(f.get(b) as u32)),
-            };
-            let r = r.signed() as i32;
-            let h = r >> noise;
-            let symbol = context::zigzag(h as i64);
-            let zero = FLOAT && c.is_zero() && (r != 0 || noise > 0);
-            if (-126..=126).contains(&h) && !zero && self.can_code(context, symbol) {
-                s.noise.put(r as u32 & ((1 << noise) - 1), noise);
-                *slot = (context, symbol);
-                continue;
+        for j in 0..k {
+            let (c, b, noise) = (g.child[j], g.base[j], entries[j] >> 24);
+            let (context, mut symbol) = symbols[j];
+            if FLOAT && c.is_zero() && (r[j] | noise) != 0 {
+                symbol = if c == zero_of(s.flags, false, b) { ZERO } else { OTHER_ZERO };
+            } else if !(-126..=126).contains(&(r[j] as i32 >> noise)) {
+                symbol = ESCAPE;
             }
-            *slot = (context, ESCAPE);
-            if zero {
-                slot.1 = if c == zero_of(s.flags, false, b) { ZERO } else { OTHER_ZERO };
-            }
-            if slot.1 == ESCAPE || !self.can_code(context, slot.1) {
-                slot.1 = ESCAPE;
+            if symbol == ESCAPE || self.tables.is_some_and(|t| !t.can_code(context, symbol)) {
+                symbol = ESCAPE;
                 let length = s.escapes.len();
                 s.escapes.resize(length + W::BYTES, 0);
                 c.store(&mut s.escapes[length..]);
             }
+            symbols[j].1 = symbol;
         }
-    }
-
-    #[inline(always)]
-    fn can_code(&self, context: u8, symbol: u8) -> bool {
-        self.tables.is_none_or(|t| t.can_code(context, symbol))
     }
 }
