@@ -31,6 +31,7 @@ pub(super) struct Tables {
     frequency: Box<[[u16; 256]; CONTEXTS]>,
     start: Box<[[u16; 256]; CONTEXTS]>,
     slots: OnceLock<Box<[u32; SLOTS]>>,
+    steps: OnceLock<Box<[[Step; 256]; CONTEXTS]>>,
 }
 
 impl Tables {
@@ -46,7 +47,7 @@ impl Tables {
                 at += *f;
             }
         }
-        Tables { frequency, start, slots: OnceLock::new() }
+        Tables { frequency, start, slots: OnceLock::new(), steps: OnceLock::new() }
     }
 
     #[inline(always)]
@@ -82,24 +83,70 @@ impl Tables {
         })
     }
 
+    /// What encoding needs of a symbol.
+    fn steps(&self) -> &[[Step; 256]; CONTEXTS] {
+        self.steps.get_or_init(|| {
+            let mut steps = vec![[Step::default(); 256]; CONTEXTS].into_boxed_slice();
+            for ((steps, frequency), start) in steps.iter_mut().zip(self.frequency.iter()).zip(self.start.iter()) {
+                for ((step, &f), &s) in steps.iter_mut().zip(frequency).zip(start) {
+                    *step = Step::new(f as u32, s as u32);
+                }
+            }
+            steps.try_into().unwrap_or_else(|_| Box::new([[Step::default(); 256]; CONTEXTS]))
+        })
+    }
+
     /// Codes `prefix`, then `body`, each from lane 0, as (context, symbol).
     pub fn encode(&self, prefix: &[(u8, u8)], body: &[(u8, u8)]) -> Coded {
+        let steps = self.steps();
         let mut states = [START; LANES];
-        let mut words: Vec<u16> = Vec::with_capacity(body.len() + prefix.len());
+        // Filled from its end; one word more than can be, since a word is written before it is known to count.
+        let mut words = vec![0u16; body.len() + prefix.len() + 1];
+        let mut at = words.len() - 1;
         for run in [body, prefix] {
-            for (i, &(context, symbol)) in run.iter().enumerate().rev() {
-                let x = &mut states[i % LANES];
-                let f = self.frequency[context as usize % CONTEXTS][symbol as usize] as u32;
-                if *x as u64 >= (f as u64) << (32 - BITS) {
-                    words.push(*x as u16);
-                    *x >>= 16;
+            let whole = run.len() - run.len() % LANES;
+            for group in [&run[whole..]].into_iter().chain(run[..whole].rchunks(LANES)) {
+                for (x, &(context, symbol)) in states.iter_mut().zip(group).rev() {
+                    let step = &steps[context as usize % CONTEXTS][symbol as usize];
+                    let full = *x > step.last;
+                    words[at] = *x as u16;
+                    at -= full as usize;
+                    *x = step.advance(*x >> (16 * full as u32));
                 }
-                let (q, r) = (*x / f, *x % f);
-                *x = (q << BITS) + r + self.start[context as usize % CONTEXTS][symbol as usize] as u32;
             }
         }
-        words.reverse();
+        words.drain(..=at);
         Coded { states, words }
+    }
+}
+
+/// One symbol's division by its frequency f, as a multiplication by 2^64/f rounded up: exact for states below
+/// 2^32 and f up to 2^BITS, for the error is less than x/2^64 < 1/f.
+#[derive(Clone, Copy, Debug, Default)]
+struct Step {
+    reciprocal: u64,
+    /// The largest state that takes the symbol without shedding a word.
+    last: u32,
+    bias: u16,
+    rest: u16,
+}
+
+impl Step {
+    fn new(f: u32, start: u32) -> Step {
+        let last = (((f as u64) << (32 - BITS)).saturating_sub(1)) as u32;
+        let (bias, rest) = (start as u16, TOTAL.saturating_sub(f) as u16);
+        match f {
+            // (x (2^64 - 1)) >> 64 = x - 1; the bias makes up for it.
+            0 | 1 => Step { reciprocal: u64::MAX, last, bias: bias + TOTAL as u16 - 1, rest: TOTAL as u16 - 1 },
+            _ => Step { reciprocal: u64::MAX / f as u64 + 1, last, bias, rest },
+        }
+    }
+
+    /// (x / f) << BITS | start + x % f.
+    #[inline(always)]
+    fn advance(&self, x: u32) -> u32 {
+        let q = ((x as u128 * self.reciprocal as u128) >> 64) as u32;
+        x.wrapping_add(self.bias as u32).wrapping_add(q.wrapping_mul(self.rest as u32))
     }
 }
 
@@ -196,6 +243,25 @@ impl Reader {
             Ok(())
         } else {
             Err(Damage("entropy coder ends in a wrong state"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn division_is_exact() {
+        for f in 1..=TOTAL {
+            let step = Step::new(f, 3);
+            let limit = (f as u64) << (32 - BITS);
+            let edges = [1u64, 2, f as u64, START as u64, limit / 2, limit - 1];
+            for x in edges.into_iter().flat_map(|x| [x.saturating_sub(1), x, x + 1]).filter(|x| (1..limit).contains(x))
+            {
+                let x = x as u32;
+                assert_eq!(step.advance(x), (x / f << BITS).wrapping_add(x % f + 3), "{x} / {f}");
+            }
         }
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! `far` = 4 (bits of the element - 3), at most 4 * 27: a base so small (zero, mostly) says nothing.
 //! Contexts 30 and 31 are for a row's scale and for its kind. Rows that follow a staircase (stairs.rs) have contexts
-//! of their own, 32 + (t + 32)/8 up to 39: they are exact or far off. From 40 on none is in use.
+//! of their own, 32 + (t + 32)/8 up to 39: they are exact or far off. 40 to 42 are of magnitude.rs, later ones not in use.
 //!
 //! Symbols: zigzag of `residual >> raw bits` up to 252; ZERO and OTHER_ZERO for a child that became or stays zero
 //! (a pruned weight; the mask costs what it must given the base's exponent); ESCAPE for the rest. The last three
@@ -29,6 +29,10 @@ pub(super) const FAR: u8 = 29;
 pub(super) const SCALE: u8 = 30;
 pub(super) const KIND: u8 = 31;
 pub(super) const STAIRS: u8 = 32;
+/// Of blocks without a base (magnitude.rs): tops, changes of scale, shared trailing zeros.
+pub(super) const TOP: u8 = 40;
+pub(super) const LEVEL: u8 = 41;
+pub(super) const TRAILING: u8 = 42;
 /// Added to `t` to index a map.
 pub(super) const T_OFFSET: i32 = 64;
 pub(super) const T_COUNT: usize = 256;
@@ -129,7 +133,17 @@ fn prior() -> Box<Weights> {
     for step in 0..8 {
         fill_prior(power(8 * step - 32), &mut weights[(STAIRS as i32 + step) as usize]);
     }
-    weights[STAIRS as usize + 8..].iter_mut().for_each(|w| w[0] = 1.0);
+    for h in -126..=126 {
+        // The logarithm of a normal value's size, in quarter bits from its mean.
+        let x = 0.53 * power(h);
+        weights[TOP as usize][zigzag(h as i64) as usize] = x * exp_minus(x * x / 2.0);
+    }
+    for (i, w) in weights[LEVEL as usize].iter_mut().take(60).enumerate() {
+        *w = exp_minus(i as f64 * 0.5);
+    }
+    weights[TRAILING as usize][..25].fill(0.004);
+    weights[TRAILING as usize][0] = 1.0;
+    weights[TRAILING as usize + 1..].iter_mut().for_each(|w| w[0] = 1.0);
     for w in weights.iter_mut() {
         let sum: f64 = w.iter().sum();
         for (symbol, w) in w.iter_mut().enumerate() {

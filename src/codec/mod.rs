@@ -13,13 +13,17 @@
 //! | 3   | ZSTD     | simple.rs  | no  |
 //! | 4   | PLANES   | solo.rs    | no  |
 //! | 5   | GROUPED  | grouped.rs | yes |
-//! | 6   | RESIDUAL | residual.rs | yes |
-//! | 6   | RESIDUAL | residual.rs | yes |
+//! | 6   | RESIDUAL | residual/ | yes |
+//! | 7   | MAGNITUDES | magnitude.rs | no |
+//! | 6   | RESIDUAL | residual/ | yes |
+//! | 7   | MAGNITUDES | magnitude.rs | no |
 
 mod ans;
+mod bits;
 mod context;
 mod distance;
 mod grouped;
+mod magnitude;
 mod plane;
 mod residual;
 mod simple;
@@ -47,6 +51,7 @@ pub const ZSTD: u8 = 3;
 pub const PLANES: u8 = 4;
 pub const GROUPED: u8 = 5;
 pub const RESIDUAL: u8 = 6;
+pub const MAGNITUDES: u8 = 7;
 
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -113,11 +118,11 @@ impl Plan {
             .filter_map(|(raw, bases)| Some((*raw, self.nearest(raw, bases)?.1)))
             .filter(|(raw, base)| raw != base)
             .collect();
-        if pairs.is_empty() {
-            return;
-        }
         self.stairs = Stairs::learn(self.spec, &pairs);
         let mut counts = tables::no_counts();
+        if pairs.is_empty() && magnitude::applies(self.spec) {
+            samples.iter().for_each(|(raw, _)| magnitude::count(self.spec, raw, &mut counts));
+        }
         pairs.iter().for_each(|(raw, base)| residual::count(&self.model(), raw, base, &mut counts));
         let escape = 8.0 * self.spec.elem.width() as f64;
         let (learned, levels) = tables::learn(&counts);
@@ -191,12 +196,12 @@ impl Plan {
             }
         }
         if best.share() > 0.5 {
-            self.offer_solo(&mut best);
+            self.offer_solo(block, &mut best);
         }
         best.tag
     }
 
-    fn offer_solo(&self, best: &mut Best) {
+    fn offer_solo(&self, block: u64, best: &mut Best) {
         let (raw, level) = (best.raw, self.effort.level());
         let plain = match self.spec.elem {
             Elem::Float { .. } => self.effort == Effort::Max,
@@ -209,7 +214,11 @@ impl Plan {
                 }
             });
         }
-        if self.spec.elem != Elem::Bytes {
+        if magnitude::applies(self.spec) {
+            best.offer(MAGNITUDES, |o| magnitude::encode(self.spec, &self.tables, block, raw, o));
+        }
+        if self.spec.elem != Elem::Bytes && (best.tag != MAGNITUDES || best.share() < 0.6 || self.effort == Effort::Max)
+        {
             best.offer(PLANES, |o| solo::encode(self.spec, level, raw, o));
         }
     }
@@ -234,6 +243,7 @@ impl Plan {
             ZSTD => simple::zstd(encoded, out),
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
+            MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
             RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }

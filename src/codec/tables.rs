@@ -8,7 +8,7 @@
 
 use super::Damage;
 use super::ans::{CONTEXTS, Tables, Weights};
-use super::context::{KIND, PRIOR, power};
+use super::context::{KIND, PRIOR, TRAILING, power};
 use super::plane::{self, take};
 use super::residual::KINDS;
 
@@ -74,9 +74,11 @@ fn from_levels(mut bytes: &[u8]) -> Result<Tables, Damage> {
         }
     }
     plane::at_end(bytes)?;
-    // A kind has no escape.
-    let kinds = &mut weights[KIND as usize];
-    let least = kinds.iter().sum::<f64>() / 256.0;
-    kinds[..KINDS].iter_mut().for_each(|w| *w = w.max(least));
+    // Kinds have no escape, nor has "no shared zeros".
+    for (context, symbols) in [(KIND, KINDS), (TRAILING, 1)] {
+        let weights = &mut weights[context as usize];
+        let least = weights.iter().sum::<f64>() / 256.0;
+        weights[..symbols].iter_mut().for_each(|w| *w = w.max(least));
+    }
     Ok(Tables::new(&weights))
 }

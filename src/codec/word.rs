@@ -36,6 +36,8 @@ pub(super) trait Word: Copy + Eq + Default + 'static {
     fn from_u32(v: u32) -> Self;
     /// +0 or -0 of a float.
     fn zero(negative: bool) -> Self;
+    fn without_sign(self) -> Self;
+    fn with_sign(self, negative: bool) -> Self;
     /// A float's zero of either sign.
     fn is_zero(self) -> bool;
 }
@@ -115,6 +117,14 @@ macro_rules! word {
             #[inline(always)]
             fn zero(negative: bool) -> Self {
                 (negative as $u) << (<$u>::BITS - 1)
+            }
+            #[inline(always)]
+            fn without_sign(self) -> Self {
+                self & (<$u>::MAX >> 1)
+            }
+            #[inline(always)]
+            fn with_sign(self, negative: bool) -> Self {
+                self & (<$u>::MAX >> 1) | (negative as $u) << (<$u>::BITS - 1)
             }
             #[inline(always)]
             fn is_zero(self) -> bool {

@@ -3,21 +3,16 @@
 use super::*;
 use crate::codec::Damage;
 use crate::codec::ans::{BITS, ESCAPE, Reader, SLOTS};
+use crate::codec::bits::BitReader;
 use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
 use crate::codec::plane::{at_end, get_varint, take};
 use crate::codec::word::restore;
-
-/// Room to read past the end of the raw bits.
-const SPARE: usize = 64;
 
 struct Decoder<'a> {
     flags: u8,
     slots: &'a [u32; SLOTS],
     reader: Reader,
-    /// Raw bits with SPARE bytes after them, the bit to read next, and how many there are.
-    raw: Vec<u8>,
-    bit: usize,
-    bits: usize,
+    noise: BitReader,
     escapes: &'a [u8],
 }
 
@@ -35,12 +30,8 @@ pub(in crate::codec) fn decode(
     }
     let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
     let reader = Reader::new(&mut input, words)?;
-    let noise = take(&mut input, noise)?;
-    let mut raw = Vec::with_capacity(noise.len() + SPARE);
-    raw.extend_from_slice(noise);
-    raw.resize(noise.len() + SPARE, 0);
-    let bits = noise.len() * 8;
-    let mut d = Decoder { flags: head[1], slots: model.tables.slots(), reader, raw, bit: 0, bits, escapes: input };
+    let noise = BitReader::new(take(&mut input, noise)?);
+    let mut d = Decoder { flags: head[1], slots: model.tables.slots(), reader, noise, escapes: input };
     let scale = i16::from_le_bytes([head[2], head[3]]);
     by_kind!(model.spec, W, FLOAT => d.block::<W, FLOAT>(model, block, scale, base, out))
 }
@@ -96,7 +87,7 @@ impl Decoder<'_> {
     }
 
     fn check(&self) -> Result<(), Damage> {
-        if self.reader.overrun() || self.bit > self.bits {
+        if self.reader.overrun() || self.noise.overrun() {
             return Err(Damage("encoded block is short"));
         }
         Ok(())
@@ -132,10 +123,7 @@ impl Decoder<'_> {
         for j in 0..k.min(LANES) {
             let plain = symbols[j] < ZERO as u32;
             special |= !plain;
-            let noise = if plain { entries[j] >> 24 } else { 0 };
-            let window = self.raw.get(self.bit >> 3..).and_then(|r| r.first_chunk::<4>());
-            low[j] = u32::from_le_bytes(*window.unwrap_or(&[0; 4])) >> (self.bit & 7) & ((1u32 << noise) - 1);
-            self.bit += noise as usize;
+            low[j] = self.noise.take(if plain { entries[j] >> 24 } else { 0 });
         }
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
             let z = symbols[j];
