@@ -23,6 +23,9 @@ pub(super) const START: u32 = 1 << 16;
 const TOTAL: u32 = 1 << BITS;
 pub(super) const SLOTS: usize = CONTEXTS << BITS;
 
+/// Bytes that tables take once they have decoded.
+pub(super) const MEMORY: u64 = (2 * 2 * 256 * CONTEXTS + 4 * SLOTS) as u64;
+
 pub(super) type Weights = [[f64; 256]; CONTEXTS];
 
 /// Frequencies, and what decoding needs of them: for each slot `symbol | (frequency - 1) << 8 | offset << 20`.

@@ -145,6 +145,14 @@ impl Plan {
     }
 
     /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
+    /// About how many bytes the plan takes in memory once it has decoded a block.
+    pub fn memory(&self) -> u64 {
+        match self.params.is_empty() {
+            true => 0, // The tables that all such plans share.
+            false => ans::MEMORY,
+        }
+    }
+
     pub fn params(&self) -> Vec<u8> {
         self.params.clone()
     }

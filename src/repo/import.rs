@@ -20,7 +20,7 @@ use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, ParentEdge, Relation, VersionRecord};
-use crate::store::pack::PackWriter;
+use crate::store::pack::{PackWriter, remove_leftovers};
 
 /// What to import, its place in the lineage already resolved.
 pub struct ImportSpec {
@@ -69,7 +69,9 @@ pub fn prepare(repo: &Repo, spec: &ImportSpec, progress: &dyn Progress) -> Resul
     let hashed = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
     let files: Vec<&HashedFile> = hashed.iter().flatten().collect();
     repo.packs.refresh()?;
-    let mut writer = PackWriter::create(repo.disk.clone(), &repo.dir.join("packs"))?;
+    let packs = repo.dir.join("packs");
+    remove_leftovers(repo.disk.as_ref(), &packs)?;
+    let mut writer = PackWriter::create(repo.disk.clone(), &packs)?;
     let delta = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
     let record = record_of(spec, &found, &hashed, delta);
@@ -112,7 +114,7 @@ fn hash_found(found: &Found, progress: &dyn Progress) -> Result<Option<HashedFil
 /// How the new objects relate to the parents' tensors.
 #[derive(Default)]
 struct Shared {
-    /// Tensors that a parent has bit for bit, or as a base.
+    /// There is a tensor that the store has bit for bit, or that has a base.
     tensors: bool,
 }
 

@@ -67,7 +67,7 @@ impl Weighter<(Id, u64), Arc<Block>> for ByBytes {
 
 impl Weighter<Id, Arc<OpenObject>> for ByBytes {
     fn weight(&self, _: &Id, o: &Arc<OpenObject>) -> u64 {
-        512 + 48 * o.stored.record.blocks.len() as u64 + 8 * o.stored.record.params.len() as u64
+        512 + 48 * o.stored.record.blocks.len() as u64 + o.stored.record.params.len() as u64 + o.plan.memory()
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Caches {
 }
 
 /// Bytes that opened objects may hold.
-const OBJECT_CACHE: u64 = 32 << 20;
+const OBJECT_CACHE: u64 = 64 << 20;
 
 impl Caches {
     pub fn new(bytes: u64) -> Caches {
