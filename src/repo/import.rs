@@ -127,7 +127,7 @@ fn store_objects(
 ) -> Result<Shared, RepoError> {
     let fresh = fresh_objects(repo, files, progress);
     let bases: Vec<Id> = spec.parents.iter().copied().chain(spec.previous).collect();
-    let candidates = Candidates::of_versions(repo, &bases)?;
+    let candidates = Candidates::of_versions(repo, &bases);
     let paired = pair(repo, &candidates, &fresh)?;
     let tensors: usize = files.iter().flat_map(|f| &f.pieces).filter(|p| !p.piece.dtype().is_empty()).count();
     let fresh_tensors = fresh.iter().filter(|(_, p)| !p.piece.dtype().is_empty()).count();
