@@ -389,6 +389,7 @@ def machine(arguments, work):
         "filesystem": fs,
         "cold": "drop_caches" if os.getuid() == 0 else "fadvise (not root)",
         "rounds": arguments.rounds,
+        "load before": f"{arguments.load:.1f}",
     }
 
 
@@ -403,6 +404,7 @@ def main():
     parser.add_argument("more", nargs="*", metavar="MODEL_DIR[:PARENT]", help="more models for the rows on space")
     arguments = parser.parse_args()
     arguments.models = arguments.models.resolve()
+    arguments.load = os.getloadavg()[0]  # a busy machine's figures say little; let it be seen
     only = set(arguments.only.split(","))
 
     models = [(arguments.models / d, *rest) for d, *rest in FAMILIES]
