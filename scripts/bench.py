@@ -444,7 +444,8 @@ def main():
         print(", ".join(f"{k} {v}" for k, v in about.items()))
         print(table)
         goals = [row["goal"]["met"] for row in table.rows if row["goal"]]
-        print(f"\n{sum(goals)} of {len(goals)} goals met")
+        if goals:
+            print(f"\n{sum(goals)} of {len(goals)} goals met")
 
 
 if __name__ == "__main__":
