@@ -243,10 +243,9 @@ impl Coder<'_> {
         if special {
             self.specials::<W, FLOAT>(g, &r, &entries, k, &mut symbols, s);
         }
-        for j in 0..k {
-            let noise = if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 };
-            s.noise.put(r[j] & ((1 << noise) - 1), noise);
-        }
+        let noise = std::array::from_fn(|j| if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 });
+        let low = std::array::from_fn(|j| r[j] & ((1u32 << noise[j]) - 1));
+        s.noise.put_group::<LANES>(&low, &noise, k);
         s.body.extend_from_slice(&symbols[..k]);
     }
 
