@@ -28,6 +28,9 @@ impl Rng {
         let x = self.0 ^ (self.0 >> 33);
         x.wrapping_mul(0xFF51AFD7ED558CCD) ^ (x >> 29)
     }
+    pub fn below(&mut self, n: usize) -> usize {
+        self.next() as usize % n
+    }
     /// Roughly normal.
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum::<f64>() - 6.0
@@ -56,14 +59,12 @@ pub(super) fn block(elem: Elem, kind: u8, len: usize, seed: u64) -> (Vec<u8>, Ve
         match kind {
             0 => (0..elem.width()).for_each(|_| raw.push(rng.next() as u8)),
             1 => element(elem, c, &mut raw),
-            2 if rng.next() % 10 > 0 => element(elem, if rng.next() % 2 == 0 { 0.0 } else { -0.0 }, &mut raw),
+            2 if rng.below(10) > 0 => element(elem, [0.0, -0.0][rng.below(2)], &mut raw),
             2 => element(elem, c, &mut raw),
             3 => element(elem, 1.25, &mut raw),
-            4 => {
-                element(elem, [f64::NAN, -f64::NAN, f64::INFINITY, -0.0, 5e-324, c][rng.next() as usize % 6], &mut raw)
-            }
+            4 => element(elem, [f64::NAN, -f64::NAN, f64::INFINITY, -0.0, 5e-324, c][rng.below(6)], &mut raw),
             5 => element(elem, b, &mut raw),
-            6 if rng.next() % 100 > 0 => element(elem, b, &mut raw),
+            6 if rng.below(100) > 0 => element(elem, b, &mut raw),
             6 => element(elem, -b, &mut raw),
             _ => element(elem, b * (1.0 - 1e-6), &mut raw),
         }
@@ -163,7 +164,7 @@ fn easy_blocks_cost_next_to_nothing() {
     let (tag, encoded, _) = round_trip(spec, Effort::Default, 0, &ones, &[]);
     assert_eq!((tag, encoded), (CONSTANT, vec![0, 0, 128, 63]));
     let (raw, _) = block(spec.elem, 1, BLOCK, 1);
-    let (tag, encoded, _) = round_trip(spec, Effort::Default, 0, &raw, &[raw.clone()]);
+    let (tag, encoded, _) = round_trip(spec, Effort::Default, 0, &raw, std::slice::from_ref(&raw));
     assert_eq!((tag, encoded), (SAME, vec![]));
 }
 
