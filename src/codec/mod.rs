@@ -252,7 +252,7 @@ impl Plan {
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
             MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
-            RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
+            RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }
     }
