@@ -1,5 +1,15 @@
 //! mgit: model versioning as a filesystem.
+//!
+//! The rooms, from pure to practical; `tests/tidy.rs` holds who may import whom:
+//! [`model`] values · [`codec`] bytes to bytes · [`store`] durable bytes · [`repo`] what the system can do ·
+//! [`vfs`] filesystem semantics · [`fuse`] and [`mount`] the kernel's side · [`control`] who answers when it
+//! is mounted · [`cli`] the command line.
+pub mod cli;
+pub mod codec;
+pub mod control;
 pub mod fuse;
 pub mod model;
 pub mod mount;
+pub mod repo;
+pub mod store;
 pub mod vfs;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `mgit` command.
+
+fn main() -> std::process::ExitCode {
+    mgit::cli::main()
+}

@@ -3,6 +3,8 @@
 pub mod dtype;
 pub mod event;
 pub mod id;
+pub mod layout;
+pub mod lineage;
 pub mod name;
 pub mod object;
 pub mod recipe;

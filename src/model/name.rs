@@ -151,6 +151,18 @@ macro_rules! as_text {
 }
 as_text!(ModelName, VersionName);
 
+impl Serialize for VersionRef {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for VersionRef {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A path inside a version that is safe to create below any directory: relative, `/`-separated, no empty,
 /// `.` or `..` component, no NUL, each component at most 255 bytes, all at most 4,000.
 pub fn safe_path(path: &str) -> Result<(), &'static str> {

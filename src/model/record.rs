@@ -85,7 +85,7 @@ pub enum EntryKind {
     Directory,
 }
 
-/// One path of a version. `recipe`, `digest` and `bytes` are those of an empty file for a directory.
+/// One path of a version. A directory has 0 bytes, the digest of nothing and a recipe of zeros.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FileEntry {
     pub path: String,

@@ -15,6 +15,7 @@ mod attr;
 pub mod fake;
 mod handle;
 mod node;
+pub mod repo;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,292 @@
+//! `mgit import`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::{Global, out};
+use crate::ask;
+use crate::codec;
+use crate::control::{Request, Response, Session};
+use crate::model::id::Id;
+use crate::model::name::{VersionName, VersionRef};
+use crate::model::record::{EntryKind, Relation};
+use crate::repo::Head;
+use crate::repo::import::{ImportSpec, Prepared, prepare, rename_prepared};
+use crate::repo::{Repo, RepoError, hash, progress, walk};
+
+/// Store a model directory, or one .safetensors file, as a new version
+///
+/// All files are kept, config and tokenizer too; symlinks are followed. New tensors are stored as lossless
+/// deltas against those of the parents (and of the model's previous version) where that is smaller.
+///
+///   mgit import ./bert-base --as bert
+///   mgit import ./run/checkpoint-500 --as bert-sst2 --parent bert --relation finetune -m "500 steps"
+///   mgit import --each ~/.cache/huggingface/hub
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Model directory, or a .safetensors file
+    path: PathBuf,
+    /// Name of the new version [default: the directory's name, with the next of v1, v2, …]
+    #[arg(long = "as", value_name = "MODEL[@VERSION]", conflicts_with = "each")]
+    name: Option<String>,
+    /// A version that this one was derived from; may be repeated. One of the same model is its predecessor
+    #[arg(long = "parent", value_name = "MODEL[@VERSION]")]
+    parents: Vec<VersionRef>,
+    /// How it came from its parents [default: told from what they share]
+    #[arg(long, requires = "parents")]
+    relation: Option<RelationArg>,
+    /// It has no parent and no predecessor
+    #[arg(long, conflicts_with = "parents")]
+    no_parent: bool,
+    /// What this version is, in a line
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    message: String,
+    /// How long to look for smaller encodings
+    #[arg(long, value_enum, default_value_t = Effort::Default)]
+    effort: Effort,
+    /// Import every model directory below PATH (in a Hugging Face cache, every snapshot)
+    #[arg(long)]
+    each: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Effort {
+    Fast,
+    Default,
+    Max,
+}
+
+/// A relation as an argument.
+#[derive(Clone, Copy)]
+pub struct RelationArg(pub Relation);
+
+impl ValueEnum for RelationArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: [RelationArg; Relation::ALL.len()] = {
+            let mut all = [RelationArg(Relation::Derived); Relation::ALL.len()];
+            let mut i = 0;
+            while i < all.len() {
+                all[i] = RelationArg(Relation::ALL[i]);
+                i += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.as_str()))
+    }
+}
+
+pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
+    match a.each {
+        true => run_each(g, a),
+        false => run_one(g, a),
+    }
+}
+
+fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
+    let name = match &a.name {
+        Some(name) => name.parse::<VersionRef>()?,
+        None => default_name(&a.path)?,
+    };
+    let value = import(g, a, &a.path, name, !g.json)?;
+    if g.json {
+        out::print_json(&value)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn default_name(path: &Path) -> Result<VersionRef> {
+    let real = path.canonicalize().with_context(|| path.display().to_string())?;
+    let stem = if real.is_dir() { real.file_name() } else { real.file_stem() };
+    let name = stem.and_then(|s| s.to_str()).unwrap_or_default();
+    name.parse().map_err(anyhow::Error::from).context("cannot name the model after its directory; use --as MODEL")
+}
+
+fn run_each(g: &Global, a: &Args) -> Result<ExitCode> {
+    let found = walk::each_model(&a.path)?;
+    if found.is_empty() {
+        bail!("{}: no model directory below it", a.path.display());
+    }
+    let (mut imported, mut failed, mut known) = (vec![], vec![], vec![]);
+    for (path, name) in found {
+        match import_unless_known(g, a, &path, &name) {
+            Ok(Some(value)) => imported.push(value),
+            Ok(None) => known.push(path),
+            Err(e) if matches!(e.downcast_ref(), Some(RepoError::Interrupted)) => return Err(e),
+            Err(e) => {
+                eprintln!("mgit: {}: {e:#}", path.display());
+                failed.push(json!({"path": path, "error": format!("{e:#}")}));
+            }
+        }
+    }
+    let ok = failed.is_empty();
+    let line = format!("{} imported, {} known already, {} failed", imported.len(), known.len(), failed.len());
+    match g.json {
+        true => out::print_json(&json!({"imported": imported, "known": known, "failed": failed}))?,
+        false => out::print_lines([line])?,
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `None` when the model's newest version holds the same files: running `--each` again adds nothing.
+fn import_unless_known(g: &Global, a: &Args, path: &Path, name: &str) -> Result<Option<Value>> {
+    let name: VersionRef = name.parse()?;
+    let (repo, mut session) = g.session()?;
+    let newest = session.call(Request::Resolve(name.clone()));
+    drop(session);
+    if let Ok(Response::Head(head)) = newest
+        && same_files(&repo, &head.id, path)?
+    {
+        return Ok(None);
+    }
+    import(g, a, path, name, !g.json).map(Some)
+}
+
+fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
+    let (record, found) = (repo.record(id)?, walk::find(path)?);
+    if record.files.len() != found.len() {
+        return Ok(false);
+    }
+    for (entry, found) in record.files.iter().zip(&found) {
+        let same = match found {
+            walk::Found::EmptyDirectory { name } => entry.kind == EntryKind::Directory && entry.path == *name,
+            walk::Found::File { name, source, bytes } => {
+                entry.path == *name
+                    && entry.bytes == *bytes
+                    && hash::hash_file(name, source, &progress::Silent)?.digest == entry.digest
+            }
+        };
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn import(g: &Global, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
+    let start = Instant::now();
+    let (repo, mut session) = g.session()?;
+    refuse_own_mount(&mut session, path)?;
+    let place = resolve(&mut session, a, &name)?;
+    drop(session); // The encoding is not the catalog's business.
+    let spec = ImportSpec {
+        path: path.to_owned(),
+        model: name.model.clone(),
+        version: place.version.clone(),
+        parents: place.parents.iter().map(|h| h.id).collect(),
+        previous: place.previous.as_ref().map(|h| h.id),
+        relation: a.relation.map(|r| r.0),
+        message: a.message.clone(),
+        effort: match a.effort {
+            Effort::Fast => codec::Effort::Fast,
+            Effort::Default => codec::Effort::Default,
+            Effort::Max => codec::Effort::Max,
+        },
+    };
+    let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
+    let prepared = prepare(&repo, &spec, &bar)?;
+    bar.done();
+    let prepared = publish(&repo, prepared, name.version.is_none())?;
+    let seconds = start.elapsed().as_secs_f64();
+    if tell {
+        tell_import(&prepared, &place, seconds)?;
+    }
+    Ok(report(&prepared, &place, seconds))
+}
+
+/// The lineage of the version to be.
+struct Place {
+    version: VersionName,
+    parents: Vec<Head>,
+    previous: Option<Head>,
+}
+
+fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> {
+    let version = match &name.version {
+        Some(v) => {
+            session.call(Request::CheckName(name.model.clone(), v.clone()))?;
+            v.clone()
+        }
+        None => ask!(session, Request::NextName(name.model.clone()), Response::Name(v) => v)?,
+    };
+    let (mut parents, mut previous) = (Vec::<Head>::new(), None);
+    for p in &a.parents {
+        let head = ask!(session, Request::Resolve(p.clone()), Response::Head(h) => h)?;
+        if head.model == name.model {
+            if previous.replace(head).is_some() {
+                bail!("a version follows one other of its model; give one --parent of {}", name.model);
+            }
+        } else if !parents.iter().any(|h| h.id == head.id) {
+            parents.push(head);
+        }
+    }
+    if previous.is_none() && !a.no_parent {
+        let newest = VersionRef { model: name.model.clone(), version: None };
+        if let Ok(Response::Head(head)) = session.call(Request::Resolve(newest)) {
+            previous = Some(head);
+        }
+    }
+    Ok(Place { version, parents, previous })
+}
+
+/// A mount would be read through itself, its own reads feeding the store.
+fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
+    if let Some(mountpoint) = session.mountpoint()?
+        && path.canonicalize().with_context(|| path.display().to_string())?.starts_with(&mountpoint)
+    {
+        bail!("{}: this is the mount of the same repository; its versions are stored already", path.display());
+    }
+    Ok(())
+}
+
+/// Makes the version visible; under the next free name when a default one was taken meanwhile.
+fn publish(repo: &Arc<Repo>, mut prepared: Prepared, default_name: bool) -> Result<Prepared> {
+    for _ in 0..100 {
+        let mut session = Session::open(repo)?;
+        let (model, version) = (prepared.record.model.clone(), prepared.record.version.clone());
+        if default_name && session.call(Request::CheckName(model.clone(), version)).is_err() {
+            let next = ask!(session, Request::NextName(model), Response::Name(v) => v)?;
+            drop(session);
+            prepared = rename_prepared(repo, prepared, next)?;
+            continue;
+        }
+        ask!(session, Request::Publish(prepared.event()), Response::Head(h) => h)?;
+        return Ok(prepared);
+    }
+    bail!("{}: other imports keep taking the next name; use --as MODEL@VERSION", prepared.record.model)
+}
+
+fn tell_import(p: &Prepared, place: &Place, seconds: f64) -> Result<()> {
+    let (model, version) = (&p.record.model, &p.record.version);
+    let logical = p.record.logical_bytes();
+    let share = 100.0 * p.new_stored_bytes as f64 / logical.max(1) as f64;
+    let (raw, new) = (out::size(logical), out::size(p.new_stored_bytes));
+    let mut lines = vec![format!("{model}@{version}  {raw} stored in {new} ({share:.1} %), {seconds:.1} s")];
+    for (head, edge) in place.parents.iter().zip(&p.record.parents) {
+        lines.push(format!("  {} of {}@{}", edge.relation, head.model, head.version));
+    }
+    lines.extend(place.previous.iter().map(|h| format!("  after {}@{}", h.model, h.version)));
+    Ok(out::print_lines(lines)?)
+}
+
+fn report(p: &Prepared, place: &Place, seconds: f64) -> Value {
+    let related = |(h, e): (&Head, &crate::model::record::ParentEdge)| out::related(&(h.clone(), e.relation));
+    json!({
+        "model": p.record.model, "version": p.record.version, "id": p.id,
+        "parents": place.parents.iter().zip(&p.record.parents).map(related).collect::<Vec<_>>(),
+        "previous": place.previous.as_ref().map(out::version),
+        "logical_bytes": p.record.logical_bytes(),
+        "new_stored_bytes": p.new_stored_bytes,
+        "seconds": (seconds * 1000.0).round() / 1000.0,
+    })
+}

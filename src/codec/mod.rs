@@ -1,0 +1,293 @@
+//! Pure bytes -> bytes: lossless compression of a tensor's blocks, alone or from the same range of base tensors.
+//!
+//! A tensor is cut into blocks of [`BLOCK`] bytes (the last is shorter), each coded alone, so that a read decodes
+//! only what it touches. What all blocks of a tensor share is a [`Plan`], whose `params` go into the tensor's record.
+//! Each encoding has a stable tag; the encoder tries what cheap statistics suggest and keeps the smallest, never
+//! more than the block itself. The decoder trusts nothing: whatever the bytes, it fills `out` or says [`Damage`].
+//!
+//! | tag | name     | file       | needs bases |
+//! |-----|----------|------------|-------------|
+//! | 0   | RAW      | simple.rs  | no  |
+//! | 1   | CONSTANT | simple.rs  | no  |
+//! | 2   | SAME     | simple.rs  | yes |
+//! | 3   | ZSTD     | simple.rs  | no  |
+//! | 4   | PLANES   | solo.rs    | no  |
+//! | 5   | GROUPED  | grouped.rs | yes |
+//! | 6   | RESIDUAL | residual/ | yes |
+//! | 7   | MAGNITUDES | magnitude.rs | no |
+//! | 6   | RESIDUAL | residual/ | yes |
+//! | 7   | MAGNITUDES | magnitude.rs | no |
+
+mod ans;
+mod bits;
+mod context;
+mod distance;
+mod grouped;
+mod magnitude;
+mod plane;
+mod residual;
+mod simple;
+mod solo;
+mod stairs;
+mod tables;
+mod word;
+
+#[cfg(test)]
+mod tests;
+
+use crate::model::dtype::Elem;
+use ans::Tables;
+pub use distance::distance;
+use stairs::Stairs;
+use std::sync::Arc;
+
+/// Decoded bytes of every block but a tensor's last.
+pub const BLOCK: usize = 1 << 16;
+
+pub const RAW: u8 = 0;
+pub const CONSTANT: u8 = 1;
+pub const SAME: u8 = 2;
+pub const ZSTD: u8 = 3;
+pub const PLANES: u8 = 4;
+pub const GROUPED: u8 = 5;
+pub const RESIDUAL: u8 = 6;
+pub const MAGNITUDES: u8 = 7;
+
+/// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Effort {
+    Fast,
+    #[default]
+    Default,
+    Max,
+}
+
+impl Effort {
+    fn level(self) -> i32 {
+        match self {
+            Effort::Fast => 1,
+            Effort::Default => 3,
+            Effort::Max => 19,
+        }
+    }
+}
+
+/// What the codec knows of a tensor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spec {
+    pub elem: Elem,
+    /// Bytes of the last dimension's run; 0 when scalar or unknown.
+    pub row_bytes: usize,
+}
+
+/// Encoded bytes that cannot be decoded.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Damage(pub &'static str);
+
+/// What all blocks of a tensor share.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    spec: Spec,
+    effort: Effort,
+    tables: Arc<Tables>,
+    stairs: Option<Stairs>,
+    params: Vec<u8>,
+}
+
+/// True when decoding a block with this tag needs its bases.
+pub fn needs_bases(tag: u8) -> bool {
+    matches!(tag, SAME | GROUPED | RESIDUAL)
+}
+
+impl Plan {
+    /// `samples`: some blocks of the tensor, each with the same range of each base (same order of bases, same
+    /// length as the block). No bases: solo.
+    pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
+        let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), stairs: None, params: Vec::new() };
+        if residual::applies(spec) {
+            plan.learn(samples);
+        }
+        plan
+    }
+
+    /// Takes tables learned from the samples if they already pay there, and a staircase if there is one.
+    fn learn(&mut self, samples: &[(&[u8], Vec<&[u8]>)]) {
+        let pairs: Vec<(&[u8], &[u8])> = samples
+            .iter()
+            .filter_map(|(raw, bases)| Some((*raw, self.nearest(raw, bases)?.1)))
+            .filter(|(raw, base)| raw != base)
+            .collect();
+        self.stairs = Stairs::learn(self.spec, &pairs);
+        let mut counts = tables::no_counts();
+        if pairs.is_empty() && magnitude::applies(self.spec) {
+            samples.iter().for_each(|(raw, _)| magnitude::count(self.spec, raw, &mut counts));
+        }
+        pairs.iter().for_each(|(raw, base)| residual::count(&self.model(), raw, base, &mut counts));
+        let escape = 8.0 * self.spec.elem.width() as f64;
+        let (learned, levels) = tables::learn(&counts);
+        let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
+        let flags = pays as u8 | (self.stairs.is_some() as u8) << 1;
+        if flags > 0 {
+            self.params.push(flags);
+        }
+        if pays {
+            self.tables = Arc::new(learned);
+            self.params.extend_from_slice(&levels);
+        }
+        if let Some(s) = &self.stairs {
+            s.write(&mut self.params);
+        }
+    }
+
+    fn model(&self) -> residual::Model<'_> {
+        residual::Model { spec: self.spec, tables: &self.tables, stairs: self.stairs.as_ref() }
+    }
+
+    /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
+    /// About how many bytes the plan takes in memory once it has decoded a block.
+    pub fn memory(&self) -> u64 {
+        match self.params.is_empty() {
+            true => 0, // The tables that all such plans share.
+            false => ans::MEMORY,
+        }
+    }
+
+    pub fn params(&self) -> Vec<u8> {
+        self.params.clone()
+    }
+
+    pub fn from_params(spec: Spec, params: &[u8]) -> Result<Plan, Damage> {
+        let mut plan = Plan {
+            spec,
+            effort: Effort::Default,
+            tables: context::PRIOR_TABLES.clone(),
+            stairs: None,
+            params: params.to_vec(),
+        };
+        let mut input = params;
+        if !input.is_empty() {
+            let flags = plane::take(&mut input, 1)?[0];
+            if flags & 1 != 0 {
+                plan.tables = Arc::new(tables::read(&mut input)?);
+            }
+            if flags & 2 != 0 {
+                plan.stairs = Some(Stairs::read(spec, &mut input)?);
+            }
+            plane::at_end(input)?;
+        }
+        Ok(plan)
+    }
+
+    /// Appends the encoded block to `out` and returns its tag. Never appends more than `raw` has.
+    pub fn encode(&self, block: u64, raw: &[u8], bases: &[&[u8]], out: &mut Vec<u8>) -> u8 {
+        let bases = &bases[..bases.len().min(256)];
+        let width = self.spec.elem.width();
+        if let Some(element) = simple::constant(raw, width) {
+            out.extend_from_slice(element);
+            return CONSTANT;
+        }
+        if let Some(index) = bases.iter().position(|b| *b == raw)
+            && raw.len() > 1
+        {
+            out.extend_from_slice(&[index as u8][..(index > 0) as usize]);
+            return SAME;
+        }
+        let mut best = Best::new(raw, out);
+        let level = self.effort.level();
+        if let Some((index, base)) = self.nearest(raw, bases) {
+            if residual::applies(self.spec) {
+                best.offer(RESIDUAL, |o| residual::encode(&self.model(), block, raw, index, base, o));
+            }
+            if best.tag == RAW || self.effort == Effort::Max {
+                best.offer(GROUPED, |o| grouped::encode(self.spec, level, raw, index, base, o));
+            }
+        }
+        if best.share() > 0.5 {
+            self.offer_solo(block, &mut best);
+        }
+        best.tag
+    }
+
+    fn offer_solo(&self, block: u64, best: &mut Best) {
+        let (raw, level) = (best.raw, self.effort.level());
+        let plain = match self.spec.elem {
+            Elem::Float { .. } => self.effort == Effort::Max,
+            _ => true,
+        };
+        if plain {
+            best.offer(ZSTD, |o| {
+                if !plane::compress(raw, level, o) {
+                    o.extend_from_slice(raw)
+                }
+            });
+        }
+        if magnitude::applies(self.spec) {
+            best.offer(MAGNITUDES, |o| magnitude::encode(self.spec, &self.tables, block, raw, o));
+        }
+        if self.spec.elem != Elem::Bytes && (best.tag != MAGNITUDES || best.share() < 0.6 || self.effort == Effort::Max)
+        {
+            best.offer(PLANES, |o| solo::encode(self.spec, level, raw, o));
+        }
+    }
+
+    /// The base with the fewest differing bits.
+    fn nearest<'a>(&self, raw: &[u8], bases: &[&'a [u8]]) -> Option<(u8, &'a [u8])> {
+        let fit = bases.iter().enumerate().filter(|(_, b)| b.len() == raw.len());
+        if bases.len() < 2 {
+            return fit.map(|(i, b)| (i as u8, *b)).next();
+        }
+        fit.map(|(i, b)| (distance(self.spec.elem, raw, b), i as u8, *b))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, i, b)| (i, b))
+    }
+
+    /// `out` is exactly the block's decoded length. Never panics, whatever `encoded` and `tag` hold.
+    pub fn decode(&self, block: u64, tag: u8, encoded: &[u8], bases: &[&[u8]], out: &mut [u8]) -> Result<(), Damage> {
+        match tag {
+            RAW => simple::copy(encoded, out),
+            CONSTANT => simple::fill(encoded, self.spec.elem.width(), out),
+            SAME => simple::same(encoded, bases, out),
+            ZSTD => simple::zstd(encoded, out),
+            PLANES => solo::decode(self.spec, encoded, out),
+            GROUPED => grouped::decode(self.spec, encoded, bases, out),
+            MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
+            RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
+            _ => Err(Damage("unknown encoding")),
+        }
+    }
+}
+
+/// The smallest encoding so far, at the end of `out`; it starts as the block itself.
+struct Best<'a> {
+    raw: &'a [u8],
+    out: &'a mut Vec<u8>,
+    start: usize,
+    tag: u8,
+}
+
+impl<'a> Best<'a> {
+    fn new(raw: &'a [u8], out: &'a mut Vec<u8>) -> Best<'a> {
+        let start = out.len();
+        out.extend_from_slice(raw);
+        Best { raw, out, start, tag: RAW }
+    }
+
+    /// Appends a candidate and keeps the smaller of the two.
+    fn offer(&mut self, tag: u8, encode: impl FnOnce(&mut Vec<u8>)) {
+        let end = self.out.len();
+        encode(self.out);
+        let (old, new) = (end - self.start, self.out.len() - end);
+        if new < old {
+            self.out.copy_within(end.., self.start);
+            self.out.truncate(self.start + new);
+            self.tag = tag;
+        } else {
+            self.out.truncate(end);
+        }
+    }
+
+    fn share(&self) -> f64 {
+        (self.out.len() - self.start) as f64 / self.raw.len().max(1) as f64
+    }
+}

@@ -1,0 +1,153 @@
+//! From symbols, raw bits, escapes and the base back to the block (layout: mod.rs). Portable.
+
+use super::*;
+use crate::codec::Damage;
+use crate::codec::ans::{BITS, ESCAPE, Reader, SLOTS};
+use crate::codec::bits::BitReader;
+use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
+use crate::codec::plane::{at_end, get_varint, take};
+use crate::codec::word::restore;
+
+struct Decoder<'a> {
+    flags: u8,
+    slots: &'a [u32; SLOTS],
+    reader: Reader,
+    noise: BitReader,
+    escapes: &'a [u8],
+}
+
+pub(in crate::codec) fn decode(
+    model: &Model,
+    block: u64,
+    mut input: &[u8],
+    bases: &[&[u8]],
+    out: &mut [u8],
+) -> Result<(), Damage> {
+    let head = take(&mut input, 4)?;
+    let base = *bases.get(head[0] as usize).ok_or(Damage("base is missing"))?;
+    if base.len() != out.len() {
+        return Err(Damage("base has another length"));
+    }
+    let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
+    let reader = Reader::new(&mut input, words)?;
+    let noise = BitReader::new(take(&mut input, noise)?);
+    let mut d = Decoder { flags: head[1], slots: model.tables.slots(), reader, noise, escapes: input };
+    let scale = i16::from_le_bytes([head[2], head[3]]);
+    by_kind!(model.spec, W, FLOAT => d.block::<W, FLOAT>(model, block, scale, base, out))
+}
+
+impl Decoder<'_> {
+    fn block<W: Word, const FLOAT: bool>(
+        &mut self,
+        model: &Model,
+        block: u64,
+        first: i16,
+        base: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), Damage> {
+        let ends = segments(model.spec, block, out.len() / W::BYTES);
+        let rows = self.rows(model, ends.len(), first)?;
+        let mut from = 0;
+        for (&to, row) in ends.iter().zip(&rows) {
+            let bytes = from * W::BYTES..to * W::BYTES;
+            self.segment::<W, FLOAT>(row, &base[bytes.clone()], &mut out[bytes])?;
+            from = to;
+        }
+        self.reader.finish()?;
+        let tail = &mut out[from * W::BYTES..];
+        tail.copy_from_slice(take(&mut self.escapes, tail.len())?);
+        at_end(self.escapes)
+    }
+
+    /// The kind and scale of each segment.
+    fn rows<'m>(&mut self, model: &Model<'m>, n: usize, first: i16) -> Result<Vec<Row<'m>>, Damage> {
+        let mut scales = [first as i32, 0];
+        let mut rows = Vec::with_capacity(n);
+        let mut symbols = [0; LANES];
+        let contexts = std::array::from_fn(|j| (if j % 2 == 0 { KIND } else { SCALE } as u32) << BITS);
+        while rows.len() < n {
+            let k = (2 * (n - rows.len())).min(LANES);
+            self.reader.group(self.slots, &contexts, &mut symbols, k);
+            self.check()?;
+            for pair in symbols[..k].chunks_exact(2) {
+                let (kind, symbol) = (pair[0] as u8, pair[1] as u8);
+                let scale = &mut scales[(kind != STEPS) as usize];
+                *scale = match symbol {
+                    ESCAPE => {
+                        let b = take(&mut self.escapes, 2)?;
+                        i16::from_le_bytes([b[0], b[1]]) as i32
+                    }
+                    STILL => *scale,
+                    z => (*scale + (z as i32 >> 1 ^ -(z as i32 & 1))).clamp(-4000, 4000),
+                };
+                rows.push(Row::new(model, kind, (symbol != STILL).then_some(*scale)));
+            }
+        }
+        Ok(rows)
+    }
+
+    fn check(&self) -> Result<(), Damage> {
+        if self.reader.overrun() || self.noise.overrun() {
+            return Err(Damage("encoded block is short"));
+        }
+        Ok(())
+    }
+
+    fn segment<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+        let chunk = LANES * W::BYTES;
+        for (base, out) in base.chunks(chunk).zip(out.chunks_mut(chunk)) {
+            self.group::<W, FLOAT>(row, base, out)?;
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// LANES elements, or the block's last few.
+    #[inline(always)]
+    fn group<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+        let k = base.len() / W::BYTES;
+        let mut bases = [W::default(); LANES];
+        let [mut entries, mut offsets, mut symbols, mut low, mut moves] = [[0u32; LANES]; 5];
+        for (b, bytes) in bases.iter_mut().zip(base.chunks_exact(W::BYTES)) {
+            *b = W::load(bytes);
+        }
+        for j in 0..LANES {
+            entries[j] = row.entry(bases[j]);
+            offsets[j] = entries[j] & 0xFF_FFFF;
+        }
+        self.reader.group(self.slots, &offsets, &mut symbols, k);
+        if let Some(f) = &row.stairs {
+            (0..LANES).for_each(|j| moves[j] = f.get(bases[j]) as u32);
+        }
+        let mut special = false;
+        for j in 0..k.min(LANES) {
+            let plain = symbols[j] < ZERO as u32;
+            special |= !plain;
+            low[j] = self.noise.take(if plain { entries[j] >> 24 } else { 0 });
+        }
+        for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
+            let z = symbols[j];
+            let r = ((z >> 1) ^ (z & 1).wrapping_neg()) << (entries[j] >> 24);
+            let r = r.wrapping_add(low[j]).wrapping_add(moves[j]);
+            restore::<W, FLOAT>(W::from_u32(r), bases[j]).store(o);
+        }
+        if special {
+            self.specials(&symbols, &bases, out)?;
+        }
+        Ok(())
+    }
+
+    /// Puts zeros and escapes in their places.
+    #[cold]
+    fn specials<W: Word>(&mut self, symbols: &[u32; LANES], bases: &[W; LANES], out: &mut [u8]) -> Result<(), Damage> {
+        for ((o, &symbol), &base) in out.chunks_exact_mut(W::BYTES).zip(symbols).zip(bases) {
+            match symbol as u8 {
+                ZERO => zero_of(self.flags, false, base).store(o),
+                OTHER_ZERO => zero_of(self.flags, true, base).store(o),
+                ESCAPE => o.copy_from_slice(take(&mut self.escapes, W::BYTES)?),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

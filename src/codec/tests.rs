@@ -1,0 +1,176 @@
+//! What holds for every encoding: exact round trips, never larger than raw, and no panic on any bytes.
+
+use super::*;
+use proptest::prelude::*;
+
+const ELEMS: [Elem; 12] = [
+    Elem::Bytes,
+    Elem::Int { width: 1 },
+    Elem::Int { width: 2 },
+    Elem::Int { width: 4 },
+    Elem::Int { width: 8 },
+    Elem::Float { width: 1, mantissa: 3 },
+    Elem::Float { width: 1, mantissa: 2 },
+    Elem::Float { width: 2, mantissa: 7 },
+    Elem::Float { width: 2, mantissa: 10 },
+    Elem::Float { width: 4, mantissa: 23 },
+    Elem::Float { width: 8, mantissa: 52 },
+    Elem::Float { width: 8, mantissa: 40 },
+];
+const EFFORTS: [Effort; 3] = [Effort::Fast, Effort::Default, Effort::Max];
+
+/// A small generator, so that structured blocks need no proptest strategy for each byte.
+pub(super) struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let x = self.0 ^ (self.0 >> 33);
+        x.wrapping_mul(0xFF51AFD7ED558CCD) ^ (x >> 29)
+    }
+    /// Roughly normal.
+    pub fn normal(&mut self) -> f64 {
+        (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum::<f64>() - 6.0
+    }
+}
+
+/// Bytes of `value` as an element; for an integer its rounding, for a float the leading bits of an f64 or f32.
+pub(super) fn element(elem: Elem, value: f64, out: &mut Vec<u8>) {
+    match elem {
+        Elem::Float { width: 8, .. } => out.extend_from_slice(&value.to_le_bytes()),
+        Elem::Float { width: 4, .. } => out.extend_from_slice(&(value as f32).to_le_bytes()),
+        Elem::Float { width: 2, .. } => out.extend_from_slice(&(((value as f32).to_bits() >> 16) as u16).to_le_bytes()),
+        Elem::Float { .. } => out.push(((value as f32).to_bits() >> 24) as u8),
+        _ => out.extend_from_slice(&((value * 1000.0) as i64).to_le_bytes()[..elem.width()]),
+    }
+}
+
+/// A block and its bases, of one of several kinds.
+pub(super) fn block(elem: Elem, kind: u8, len: usize, seed: u64) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut rng = Rng(seed);
+    let (mut raw, mut base) = (Vec::new(), Vec::new());
+    while raw.len() < len {
+        let b = rng.normal() * 0.05;
+        let c = b + rng.normal() * 1e-4;
+        element(elem, b, &mut base);
+        match kind {
+            0 => (0..elem.width()).for_each(|_| raw.push(rng.next() as u8)),
+            1 => element(elem, c, &mut raw),
+            2 if rng.next() % 10 > 0 => element(elem, if rng.next() % 2 == 0 { 0.0 } else { -0.0 }, &mut raw),
+            2 => element(elem, c, &mut raw),
+            3 => element(elem, 1.25, &mut raw),
+            4 => {
+                element(elem, [f64::NAN, -f64::NAN, f64::INFINITY, -0.0, 5e-324, c][rng.next() as usize % 6], &mut raw)
+            }
+            5 => element(elem, b, &mut raw),
+            6 if rng.next() % 100 > 0 => element(elem, b, &mut raw),
+            6 => element(elem, -b, &mut raw),
+            _ => element(elem, b * (1.0 - 1e-6), &mut raw),
+        }
+    }
+    raw.truncate(len);
+    base.truncate(len);
+    let other = (0..len).map(|_| rng.next() as u8).collect();
+    let bases = match seed % 4 {
+        0 => vec![],
+        1 => vec![base],
+        2 => vec![other, base],
+        _ => vec![base, other],
+    };
+    (raw, bases)
+}
+
+fn round_trip(spec: Spec, effort: Effort, number: u64, raw: &[u8], bases: &[Vec<u8>]) -> (u8, Vec<u8>, Plan) {
+    let bases: Vec<&[u8]> = bases.iter().map(|b| &b[..]).collect();
+    let plan = Plan::choose(spec, effort, &[(raw, bases.clone())]);
+    let params = plan.params();
+    assert!(params.len() <= 1 << 16);
+    let mut encoded = vec![7; 3];
+    let tag = plan.encode(number, raw, &bases, &mut encoded);
+    assert_eq!(encoded[..3], [7; 3]);
+    let encoded = encoded.split_off(3);
+    assert!(encoded.len() <= raw.len());
+    let reader = Plan::from_params(spec, &params).unwrap();
+    let mut out = vec![0xAA; raw.len()];
+    let given = if needs_bases(tag) { &bases[..] } else { &[] };
+    reader.decode(number, tag, &encoded, given, &mut out).unwrap();
+    assert!(out == raw, "tag {tag}");
+    (tag, encoded, reader)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 400 }))]
+
+    #[test]
+    fn every_block_comes_back(elem in 0..ELEMS.len(), effort in 0..3usize, kind in 0..8u8, seed: u64,
+                              len in prop_oneof![0..40usize, 0..5000usize, Just(BLOCK)], row in prop_oneof![0..70usize, Just(1536)],
+                              number in prop_oneof![0..3u64, any::<u64>()]) {
+        let spec = Spec { elem: ELEMS[elem], row_bytes: row * ELEMS[elem].width() };
+        let (raw, bases) = block(spec.elem, kind, len, seed);
+        round_trip(spec, EFFORTS[effort], number, &raw, &bases);
+    }
+
+    #[test]
+    fn damage_never_panics(elem in 0..ELEMS.len(), kind in 0..8u8, seed: u64, len in 0..3000usize, at: usize, flip in 1..=255u8, cut: usize) {
+        let spec = Spec { elem: ELEMS[elem], row_bytes: 64 };
+        let (raw, bases) = block(spec.elem, kind, len, seed);
+        let (tag, mut encoded, plan) = round_trip(spec, Effort::Default, 0, &raw, &bases);
+        let bases: Vec<&[u8]> = bases.iter().map(|b| &b[..]).collect();
+        let mut out = vec![0; raw.len()];
+        if !encoded.is_empty() {
+            let at = at % encoded.len();
+            encoded[at] ^= flip;
+            let _ = plan.decode(0, tag, &encoded, &bases, &mut out);
+            encoded.truncate(cut % encoded.len());
+            let _ = plan.decode(0, tag, &encoded, &bases, &mut out);
+        }
+        let mut params = plan.params();
+        if !params.is_empty() {
+            let at = at % params.len();
+            params[at] ^= flip;
+            if let Ok(p) = Plan::from_params(spec, &params) {
+                let _ = p.decode(0, tag, &encoded, &bases, &mut out);
+            }
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(elem in 0..ELEMS.len(), tag in 0..20u8, bytes: Vec<u8>, params: Vec<u8>, len in 0..4000usize, nbases in 0..3usize) {
+        let spec = Spec { elem: ELEMS[elem], row_bytes: 48 };
+        let base = vec![0x3E; len];
+        let mut out = vec![0; len];
+        for plan in [Plan::from_params(spec, &[]), Plan::from_params(spec, &params)].into_iter().flatten() {
+            let _ = plan.decode(1, tag, &bytes, &vec![&base[..]; nbases], &mut out);
+        }
+    }
+}
+
+#[test]
+fn easy_blocks_cost_next_to_nothing() {
+    let spec = Spec { elem: Elem::Float { width: 4, mantissa: 23 }, row_bytes: 1536 };
+    let ones = [0, 0, 128, 63].repeat(1 << 14);
+    let (tag, encoded, _) = round_trip(spec, Effort::Default, 0, &ones, &[]);
+    assert_eq!((tag, encoded), (CONSTANT, vec![0, 0, 128, 63]));
+    let (raw, _) = block(spec.elem, 1, BLOCK, 1);
+    let (tag, encoded, _) = round_trip(spec, Effort::Default, 0, &raw, &[raw.clone()]);
+    assert_eq!((tag, encoded), (SAME, vec![]));
+}
+
+#[test]
+fn a_near_base_beats_solo() {
+    for elem in ELEMS.into_iter().filter(|e| matches!(e, Elem::Float { width: 2 | 4 | 8, .. })) {
+        let spec = Spec { elem, row_bytes: 1536 };
+        let (raw, bases) = block(elem, 1, BLOCK, 1);
+        let (_, with, _) = round_trip(spec, Effort::Default, 0, &raw, &bases);
+        let (_, alone, _) = round_trip(spec, Effort::Default, 0, &raw, &[]);
+        assert!(with.len() * 10 < alone.len() * 9, "{elem:?} {} {}", with.len(), alone.len());
+    }
+}
+
+#[test]
+fn distance_orders_by_nearness() {
+    let elem = Elem::Float { width: 4, mantissa: 23 };
+    let (raw, bases) = block(elem, 1, 4096, 2);
+    assert_eq!(distance(elem, &raw, &raw), 0.0);
+    assert!(distance(elem, &raw, &bases[1]) < distance(elem, &raw, &bases[0]));
+}

@@ -1,0 +1,282 @@
+//! What needs the catalog, as one request and one response: answered in this process, or by the daemon
+//! over a Unix socket when the repository is mounted.
+//!
+//! On the wire each is one line of JSON; a line is at most [`MAX_LINE`] bytes. The socket lies in a directory
+//! of mode 0700 below `$XDG_RUNTIME_DIR` (else `/tmp/mgit-<uid>`), named after the repository's path, so
+//! that its own path is short whatever the repository's.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::event::Event;
+use crate::model::id::Id;
+use crate::model::name::{ModelName, VersionName, VersionRef};
+use crate::model::record::Relation;
+use crate::repo::Head;
+use crate::repo::engine::{Detail, Engine};
+use crate::repo::{Repo, RepoError};
+
+/// Longest request or response on the wire.
+pub const MAX_LINE: u64 = 256 << 20;
+/// How long a command waits for another one that holds the repository.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Who answers.
+    Hello,
+    Resolve(VersionRef),
+    Detail(VersionRef),
+    /// All living versions in commit order.
+    List,
+    /// The version and all it comes from, newest first; of all living versions without a reference.
+    History(Option<VersionRef>),
+    NextName(ModelName),
+    /// Fails when the name was ever used.
+    CheckName(ModelName, VersionName),
+    Publish(Event),
+    Remove(Vec<VersionRef>),
+    Link(VersionRef, VersionRef, Option<Relation>),
+    Unlink(VersionRef, VersionRef),
+    /// Makes the catalog anew.
+    Rebuild,
+    /// What in the catalog differs from the journal.
+    CheckCatalog,
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Response {
+    Hello {
+        mountpoint: Option<PathBuf>,
+    },
+    Head(Head),
+    Heads(Vec<Head>),
+    Pair(Head, Head),
+    Detail(Detail),
+    Details(Vec<Detail>),
+    Name(VersionName),
+    Differences(Vec<String>),
+    Done,
+    /// One line for the user.
+    Failed(String),
+}
+
+/// Answers a request from the catalog at hand.
+pub fn answer(engine: &Engine, request: Request, mountpoint: Option<&Path>) -> Result<Response, RepoError> {
+    Ok(match request {
+        Request::Hello => Response::Hello { mountpoint: mountpoint.map(Path::to_owned) },
+        Request::Resolve(r) => Response::Head(engine.resolve(&r)?),
+        Request::Detail(r) => Response::Detail(engine.detail(&r)?),
+        Request::List => Response::Heads(engine.catalog().all()?),
+        Request::History(r) => Response::Details(history(engine, r)?),
+        Request::NextName(m) => Response::Name(engine.next_name(&m)?),
+        Request::CheckName(m, v) => engine.refuse_used(&m, &v).map(|()| Response::Done)?,
+        Request::Publish(event) => Response::Head(engine.publish(event)?),
+        Request::Remove(refs) => Response::Heads(engine.remove(&refs)?),
+        Request::Link(c, p, r) => pair(engine.link(&c, &p, r)?),
+        Request::Unlink(c, p) => pair(engine.unlink(&c, &p)?),
+        Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
+        Request::CheckCatalog => Response::Differences(engine.check_catalog()?),
+    })
+}
+
+fn pair((a, b): (Head, Head)) -> Response {
+    Response::Pair(a, b)
+}
+
+fn history(engine: &Engine, reference: Option<VersionRef>) -> Result<Vec<Detail>, RepoError> {
+    let mut heads = match reference {
+        None => engine.catalog().all()?,
+        Some(r) => {
+            let head = engine.resolve(&r)?;
+            let above: Vec<Id> = engine.lineage()?.ancestors(head.id);
+            let above =
+                above.iter().map(|id| Ok(engine.catalog().by_id(id)?)).collect::<Result<Vec<_>, RepoError>>()?;
+            std::iter::once(head).chain(above.into_iter().flatten()).collect()
+        }
+    };
+    heads.sort_by_key(|h| std::cmp::Reverse(h.seq));
+    heads.into_iter().map(|h| engine.detail_of(h)).collect()
+}
+
+/// Where the daemon of a repository listens.
+pub fn socket_path(repo_dir: &Path) -> PathBuf {
+    let real = repo_dir.canonicalize().unwrap_or_else(|_| repo_dir.to_owned());
+    let name = &Id::of(real.as_os_str().as_encoded_bytes()).to_string()[..16];
+    runtime_dir().join(format!("{name}.sock"))
+}
+
+fn runtime_dir() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if Path::new(&dir).is_dir() => PathBuf::from(dir).join("mgit"),
+        // SAFETY: getuid takes nothing and cannot fail.
+        _ => PathBuf::from(format!("/tmp/mgit-{}", unsafe { libc::getuid() })),
+    }
+}
+
+/// Binds the socket, in a directory that is ours alone.
+pub fn listen(repo_dir: &Path) -> std::io::Result<UnixListener> {
+    let path = socket_path(repo_dir);
+    let dir = path.parent().expect("a socket lies in a directory");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = std::fs::symlink_metadata(dir)?;
+    // SAFETY: getuid takes nothing and cannot fail.
+    if !meta.is_dir() || meta.uid() != unsafe { libc::getuid() } || meta.mode() & 0o077 != 0 {
+        return Err(std::io::Error::other(format!("{} is not a directory of mode 0700 of yours", dir.display())));
+    }
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers all who connect, each in a thread of its own, until the process ends.
+pub fn serve(engine: Arc<Engine>, listener: UnixListener, mountpoint: PathBuf) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (engine, mountpoint) = (engine.clone(), mountpoint.clone());
+            std::thread::spawn(move || {
+                if let Err(e) = converse(&engine, stream, &mountpoint) {
+                    log::debug!("a client of the control socket went away: {e}");
+                }
+            });
+        }
+    });
+}
+
+fn converse(engine: &Engine, stream: UnixStream, mountpoint: &Path) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    while let Some(line) = read_line(&mut reader)? {
+        let response = match serde_json::from_str(&line) {
+            Ok(request) => {
+                answer(engine, request, Some(mountpoint)).unwrap_or_else(|e| Response::Failed(e.to_string()))
+            }
+            Err(e) => Response::Failed(format!("the daemon does not know this request ({e}); remount with this mgit")),
+        };
+        write_line(&mut writer, &response)?;
+    }
+    Ok(())
+}
+
+fn read_line(reader: &mut impl BufRead) -> std::io::Result<Option<String>> {
+    let mut line = String::new();
+    reader.take(MAX_LINE).read_line(&mut line)?;
+    match line.ends_with('\n') {
+        true => Ok(Some(line)),
+        false if line.is_empty() => Ok(None),
+        false => Err(std::io::Error::other("a message is cut short or too long")),
+    }
+}
+
+fn write_line(writer: &mut impl Write, value: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    writer.write_all(&line)
+}
+
+/// A way to ask: the catalog in this process, or the daemon's.
+pub enum Session {
+    Local(Box<Engine>),
+    Remote(BufReader<UnixStream>),
+}
+
+impl Session {
+    /// The daemon when there is one, else the catalog itself, waiting for another command to let go of it.
+    pub fn open(repo: &Arc<Repo>) -> Result<Session, RepoError> {
+        let start = Instant::now();
+        loop {
+            if let Some((daemon, _)) = connect(&socket_path(&repo.dir)) {
+                return Ok(Session::Remote(daemon));
+            }
+            match Engine::try_open(repo.clone())? {
+                Some(engine) => return Ok(Session::Local(Box::new(engine))),
+                None if start.elapsed() > PATIENCE => {
+                    return Err(RepoError::refused(format!(
+                        "another mgit has held {} for a minute; see 'fuser {}'",
+                        repo.dir.display(),
+                        repo.dir.join("format.json").display()
+                    )));
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    pub fn call(&mut self, request: Request) -> Result<Response, RepoError> {
+        let response = match self {
+            Session::Local(engine) => answer(engine, request, None)?,
+            Session::Remote(stream) => ask(stream, &request)
+                .map_err(|e| RepoError::refused(format!("the daemon of this repository went away: {e}")))?,
+        };
+        match response {
+            Response::Failed(why) => Err(RepoError::Refused(why)),
+            other => Ok(other),
+        }
+    }
+
+    /// Where the repository is mounted, when a daemon answers.
+    pub fn mountpoint(&mut self) -> Result<Option<PathBuf>, RepoError> {
+        match self.call(Request::Hello)? {
+            Response::Hello { mountpoint } => Ok(mountpoint),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// A daemon that answers, and where it mounts. One that is just ending does not.
+fn connect(socket: &Path) -> Option<(BufReader<UnixStream>, Option<PathBuf>)> {
+    let mut stream = BufReader::new(UnixStream::connect(socket).ok()?);
+    match ask(&mut stream, &Request::Hello).ok()? {
+        Response::Hello { mountpoint } => Some((stream, mountpoint)),
+        _ => None,
+    }
+}
+
+/// A connection to the daemon of a mount.
+pub struct Daemon(BufReader<UnixStream>);
+
+/// The daemon that serves the mount at `mountpoint`, whatever its repository.
+pub fn daemon_of(mountpoint: &Path) -> Option<Daemon> {
+    let sockets = std::fs::read_dir(runtime_dir()).ok()?;
+    let mut daemons = sockets.flatten().filter_map(|e| connect(&e.path()));
+    daemons.find(|(_, at)| at.as_deref() == Some(mountpoint)).map(|(stream, _)| Daemon(stream))
+}
+
+impl Daemon {
+    /// Returns when the daemon's process is gone (and its locks with it), or after ten seconds.
+    pub fn wait_for_end(mut self) {
+        let _ = self.0.get_ref().set_read_timeout(Some(Duration::from_secs(10)));
+        let _ = self.0.read(&mut [0]);
+    }
+}
+
+fn ask(stream: &mut BufReader<UnixStream>, request: &Request) -> std::io::Result<Response> {
+    write_line(stream.get_mut(), request)?;
+    let line = read_line(stream)?.ok_or_else(|| std::io::Error::other("it closed the connection"))?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// A response that does not answer the request: another mgit's daemon.
+pub fn unexpected(response: &Response) -> RepoError {
+    RepoError::refused(format!("the daemon answered something else ({response:.60?}); remount with this mgit"))
+}
+
+/// Asks, and takes apart the one response that fits.
+#[macro_export]
+macro_rules! ask {
+    ($session:expr, $request:expr, $pattern:pat => $value:expr) => {
+        match $session.call($request)? {
+            $pattern => Ok($value),
+            other => Err($crate::control::unexpected(&other)),
+        }
+    };
+}

@@ -1,0 +1,90 @@
+//! What a file costs in the store.
+//!
+//! Bytes that several versions share are charged once, to the oldest living one that uses them; so that
+//! the charges of all living versions add up to nearly all of the packs. Usually that is the version that
+//! brought them, whose pack they lie in: only where that version is gone do all others have to be looked at.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
+
+use super::{Head, Repo, RepoError};
+use crate::model::id::Id;
+use crate::model::record::VersionRecord;
+
+/// Answers for one state of the catalog.
+pub struct Charges {
+    repo: Arc<Repo>,
+    /// Living versions in commit order.
+    living: Vec<Head>,
+    /// Pack of each living version → its place in `living`.
+    by_pack: HashMap<String, usize>,
+    by_id: HashMap<Id, usize>,
+    /// Objects and recipes in packs of the departed → place of the oldest living version that uses them.
+    orphans: OnceLock<HashMap<Id, usize>>,
+}
+
+impl Charges {
+    pub fn new(repo: Arc<Repo>, living: Vec<Head>) -> Charges {
+        let by_pack = living.iter().enumerate().map(|(i, h)| (h.pack.clone(), i)).collect();
+        let by_id = living.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
+        Charges { repo, living, by_pack, by_id, orphans: OnceLock::new() }
+    }
+
+    /// Bytes that each file of the version is charged, in the record's order.
+    pub fn of(&self, id: &Id, record: &VersionRecord) -> Result<Vec<u64>, RepoError> {
+        let Some(&place) = self.by_id.get(id) else {
+            return Ok(vec![0; record.files.len()]);
+        };
+        let mut seen = HashSet::new();
+        record.files.iter().map(|f| self.file(place, &f.recipe, &mut seen)).collect()
+    }
+
+    fn file(&self, place: usize, recipe: &Id, seen: &mut HashSet<Id>) -> Result<u64, RepoError> {
+        if *recipe == Id([0; 32]) || !seen.insert(*recipe) {
+            return Ok(0);
+        }
+        let mut sum = 0;
+        if self.owner(recipe, self.repo.packs.pack_of_recipe(recipe))? == Some(place) {
+            sum += self.repo.packs.recipe_stored_bytes(recipe).unwrap_or(0);
+        }
+        for e in self.repo.packs.recipe(recipe)?.extents {
+            if seen.insert(e.object) && self.owner(&e.object, self.repo.packs.pack_of_object(&e.object))? == Some(place)
+            {
+                sum += self.repo.packs.object_stored_bytes(&e.object).unwrap_or(0);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn owner(&self, id: &Id, pack: Option<String>) -> Result<Option<usize>, RepoError> {
+        let Some(pack) = pack else { return Ok(None) };
+        match self.by_pack.get(&pack) {
+            Some(&place) => Ok(Some(place)),
+            None => Ok(self.orphans()?.get(id).copied()),
+        }
+    }
+
+    fn orphans(&self) -> Result<&HashMap<Id, usize>, RepoError> {
+        if self.orphans.get().is_none() {
+            let found = self.find_orphans()?;
+            let _ = self.orphans.set(found);
+        }
+        Ok(self.orphans.get().expect("just set"))
+    }
+
+    fn find_orphans(&self) -> Result<HashMap<Id, usize>, RepoError> {
+        let mut owners = HashMap::new();
+        for (place, head) in self.living.iter().enumerate() {
+            // A damaged record or recipe costs its own version's charge, not everybody's.
+            let Ok(record) = self.repo.record(&head.id) else { continue };
+            for f in &record.files {
+                let Ok(recipe) = self.repo.packs.recipe(&f.recipe) else { continue };
+                owners.entry(f.recipe).or_insert(place);
+                recipe.extents.iter().for_each(|e| {
+                    owners.entry(e.object).or_insert(place);
+                });
+            }
+        }
+        Ok(owners)
+    }
+}

@@ -1,0 +1,282 @@
+//! The one that has the say: catalog and journal of a repository, held by one process at a time.
+//!
+//! Every change is decided against the catalog, appended to the journal (durable when that returns) and
+//! then applied to the catalog. A catalog that lags behind or is gone is brought up to date from the journal
+//! when the engine opens.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Head, Repo, RepoError};
+use crate::model::event::Event;
+use crate::model::id::Id;
+use crate::model::lineage::Lineage;
+use crate::model::name::{ModelName, VersionName, VersionRef};
+use crate::model::record::{ParentEdge, Relation};
+use crate::store::catalog::Catalog;
+use crate::store::disk::Disk;
+use crate::store::journal::Journal;
+use crate::store::{RepoLock, lock_exclusive};
+
+/// A version with its edges, each end as a head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detail {
+    pub head: Head,
+    pub parents: Vec<(Head, Relation)>,
+    pub previous: Option<Head>,
+    pub next: Vec<Head>,
+    pub children: Vec<(Head, Relation)>,
+}
+
+/// Catalog, journal and the lock that makes them ours.
+pub struct Engine {
+    pub repo: Arc<Repo>,
+    catalog: Catalog,
+    journal: Mutex<Journal>,
+    /// Told after each change, with the models that it touched.
+    listener: RwLock<Option<Listener>>,
+    _lock: RepoLock,
+}
+
+/// What is called after a change.
+pub type Listener = Box<dyn Fn(&[Event]) + Send + Sync>;
+
+impl Engine {
+    /// Takes the repository's lock and brings the catalog up to the journal. `None` when another has it.
+    pub fn try_open(repo: Arc<Repo>) -> Result<Option<Engine>, RepoError> {
+        let Some(lock) = lock_exclusive(&repo.disk, &repo.dir, false)? else { return Ok(None) };
+        let catalog = Catalog::open(&repo.dir.join("catalog"))?;
+        Engine::with(repo, catalog, lock).map(Some)
+    }
+
+    /// As [`try_open`](Self::try_open), with a catalog of the caller's.
+    pub fn with(repo: Arc<Repo>, catalog: Catalog, lock: RepoLock) -> Result<Engine, RepoError> {
+        let journal = Journal::open(repo.disk.clone(), &repo.dir.join("journal"))?;
+        catch_up(&catalog, &journal)?;
+        let journal = Mutex::new(journal);
+        Ok(Engine { repo, catalog, journal, listener: RwLock::new(None), _lock: lock })
+    }
+
+    pub fn on_change(&self, listener: Listener) {
+        *self.listener.write().unwrap_or_else(|e| e.into_inner()) = Some(listener);
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The version that a reference names.
+    pub fn resolve(&self, reference: &VersionRef) -> Result<Head, RepoError> {
+        let head = match &reference.version {
+            Some(v) => self.catalog.find(&reference.model, v)?,
+            None => self.catalog.newest(&reference.model)?,
+        };
+        head.ok_or_else(|| RepoError::refused(format!("no version '{reference}' here; 'mgit ls' shows what there is")))
+    }
+
+    /// The name that the next version of a model gets by default.
+    pub fn next_name(&self, model: &ModelName) -> Result<VersionName, RepoError> {
+        let mut n = self.catalog.ever(model)? + 1;
+        while self.catalog.name_used(model, &VersionName::numbered(n))? {
+            n += 1;
+        }
+        Ok(VersionName::numbered(n))
+    }
+
+    /// Fails when the name was ever given to a version of the model.
+    pub fn refuse_used(&self, model: &ModelName, version: &VersionName) -> Result<(), RepoError> {
+        match self.catalog.name_used(model, version)? {
+            false => Ok(()),
+            true if self.catalog.find(model, version)?.is_some() => {
+                Err(RepoError::refused(format!("{model}@{version} exists already; choose another version name")))
+            }
+            true => Err(RepoError::refused(format!(
+                "{model}@{version} was removed, and names are not used again; choose another"
+            ))),
+        }
+    }
+
+    /// Makes a sealed import visible. `event` must be a commit whose record lies in a pack.
+    pub fn publish(&self, event: Event) -> Result<Head, RepoError> {
+        let Event::Commit { model, version, id, previous, parents, .. } = &event else {
+            return Err(RepoError::refused("only a commit can be published"));
+        };
+        self.repo.packs.refresh()?;
+        let record = self.repo.record(id)?;
+        if record.model != *model || record.version != *version || record.files.is_empty() {
+            return Err(RepoError::damaged(format!("version record {id} is not that of {model}@{version}")));
+        }
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        self.refuse_used(model, version)?;
+        for parent in parents.iter().map(|p| &p.id).chain(previous) {
+            if self.catalog.by_id(parent)?.is_none_or(|h| h.removed) {
+                return Err(RepoError::refused(format!("the parent {} was removed meanwhile", parent.short())));
+            }
+        }
+        let id = *id;
+        self.commit(&mut journal, vec![event])?;
+        self.catalog.by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
+    }
+
+    /// Removes versions, all or none. Returns what was removed.
+    pub fn remove(&self, references: &[VersionRef]) -> Result<Vec<Head>, RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        let mut heads: Vec<Head> = Vec::new();
+        for r in references {
+            let head = self.resolve(r)?;
+            if !heads.iter().any(|h| h.id == head.id) {
+                heads.push(head);
+            }
+        }
+        let gone = |h: &Head| Event::Remove { model: h.model.clone(), version: h.version.clone(), id: h.id };
+        self.commit(&mut journal, heads.iter().map(gone).collect())?;
+        Ok(heads)
+    }
+
+    /// Adds an edge: a version edge within a model, provenance between models.
+    pub fn link(
+        &self,
+        child: &VersionRef,
+        parent: &VersionRef,
+        relation: Option<Relation>,
+    ) -> Result<(Head, Head), RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        let (child, parent) = (self.resolve(child)?, self.resolve(parent)?);
+        if let Some(circle) = self.lineage()?.circle(parent.id, child.id) {
+            return Err(RepoError::refused(self.tell_circle(&parent, &child, &circle)?));
+        }
+        let event = match child.model == parent.model {
+            true if relation.is_some() => {
+                return Err(RepoError::refused("versions of one model follow each other; leave --relation out"));
+            }
+            true => Event::Follow { id: child.id, previous: parent.id },
+            false => {
+                let relation = relation.unwrap_or(Relation::Derived);
+                Event::Link { child: child.id, parent: parent.id, relation }
+            }
+        };
+        self.commit(&mut journal, vec![event])?;
+        Ok((child, parent))
+    }
+
+    fn tell_circle(&self, parent: &Head, child: &Head, circle: &[Id]) -> Result<String, RepoError> {
+        let names = circle.iter().map(|id| self.name_of(id)).collect::<Result<Vec<_>, _>>()?;
+        let (p, c) = (label(parent), label(child));
+        Ok(format!("{p} cannot be a parent of {c}: it comes from it ({})", names.join(" -> ")))
+    }
+
+    /// Takes away the edge between two versions, of either kind.
+    pub fn unlink(&self, child: &VersionRef, parent: &VersionRef) -> Result<(Head, Head), RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        let (child, parent) = (self.resolve(child)?, self.resolve(parent)?);
+        let linked =
+            self.catalog.parents(&child.id)?.iter().any(|p| p.id == parent.id) || child.previous == Some(parent.id);
+        if !linked {
+            let (c, p) = (label(&child), label(&parent));
+            return Err(RepoError::refused(format!("{c} has no edge to {p}; 'mgit show {c}' lists them")));
+        }
+        self.commit(&mut journal, vec![Event::Unlink { child: child.id, parent: parent.id }])?;
+        Ok((child, parent))
+    }
+
+    fn commit(&self, journal: &mut Journal, events: Vec<Event>) -> Result<(), RepoError> {
+        let position = journal.append(&events)?;
+        self.catalog.apply(&events, position)?;
+        if let Some(listener) = &*self.listener.read().unwrap_or_else(|e| e.into_inner()) {
+            listener(&events);
+        }
+        Ok(())
+    }
+
+    /// A version and its edges.
+    pub fn detail(&self, reference: &VersionRef) -> Result<Detail, RepoError> {
+        self.detail_of(self.resolve(reference)?)
+    }
+
+    pub fn detail_of(&self, head: Head) -> Result<Detail, RepoError> {
+        let head_of = |id: &Id| {
+            self.catalog
+                .by_id(id)?
+                .ok_or_else(|| RepoError::damaged(format!("an edge leads to {id}, which never was committed")))
+        };
+        let ends = |edges: Vec<ParentEdge>| {
+            edges.iter().map(|e| Ok((head_of(&e.id)?, e.relation))).collect::<Result<Vec<_>, RepoError>>()
+        };
+        Ok(Detail {
+            parents: ends(self.catalog.parents(&head.id)?)?,
+            children: ends(self.catalog.children(&head.id)?)?,
+            previous: head.previous.as_ref().map(head_of).transpose()?,
+            next: self.catalog.next(&head.id)?.iter().map(head_of).collect::<Result<_, _>>()?,
+            head,
+        })
+    }
+
+    /// All edges, those of removed versions too.
+    pub fn lineage(&self) -> Result<Lineage, RepoError> {
+        let mut edges = Vec::new();
+        for head in self.catalog.ever_all()? {
+            edges.extend(head.previous.map(|p| (p, head.id)));
+            edges.extend(self.catalog.parents(&head.id)?.iter().map(|p| (p.id, head.id)));
+        }
+        Ok(Lineage::from_edges(edges))
+    }
+
+    fn name_of(&self, id: &Id) -> Result<String, RepoError> {
+        Ok(self.catalog.by_id(id)?.map_or_else(|| id.short(), |h| label(&h)))
+    }
+
+    /// Forgets the catalog and makes it anew from the journal.
+    pub fn rebuild(&self) -> Result<(), RepoError> {
+        let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        self.catalog.clear()?;
+        catch_up(&self.catalog, &journal)
+    }
+
+    /// How the catalog differs from what the journal says; empty when it does not.
+    pub fn check_catalog(&self) -> Result<Vec<String>, RepoError> {
+        let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        let fresh = Catalog::temporary()?;
+        catch_up(&fresh, &journal)?;
+        let mut out = Vec::new();
+        for (ours, theirs) in [(&self.catalog, &fresh), (&fresh, &self.catalog)] {
+            for head in ours.ever_all()? {
+                let same = theirs.by_id(&head.id)?.as_ref() == Some(&head)
+                    && theirs.parents(&head.id)? == ours.parents(&head.id)?;
+                if !same && !out.contains(&label(&head)) {
+                    out.push(label(&head));
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// `model@version`.
+pub fn label(head: &Head) -> String {
+    format!("{}@{}", head.model, head.version)
+}
+
+fn catch_up(catalog: &Catalog, journal: &Journal) -> Result<(), RepoError> {
+    let from = catalog.position()?;
+    let mut apply = |events: &[Event], position| catalog.apply(events, position);
+    journal.replay(from, &mut apply)?;
+    Ok(())
+}
+
+/// Makes a new repository in `dir`, which must not exist or be empty.
+pub fn init(dir: &Path, disk: Arc<dyn Disk>) -> Result<(), RepoError> {
+    let shown = dir.display();
+    if dir.join("format.json").exists() {
+        return Err(RepoError::refused(format!("{shown}: there is a repository already")));
+    }
+    let mut entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(crate::store::create(&disk, dir)?),
+        other => other.map_err(|e| RepoError::file(dir, e))?,
+    };
+    if entries.next().is_some() {
+        return Err(RepoError::refused(format!("{shown}: not empty; name a new or empty directory")));
+    }
+    Ok(crate::store::create(&disk, dir)?)
+}

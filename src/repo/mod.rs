@@ -1,0 +1,91 @@
+//! What the system can do, without a word about how it is asked: import, read, export, verify, the
+//! lineage's changes, what things cost, and checking it all.
+//!
+//! [`Repo`] reads packs and needs no lock. [`engine::Engine`] also holds the catalog and the journal, of
+//! which one process has the say at a time. Long work (encoding, checking) uses a `Repo` only.
+
+pub mod charge;
+pub mod encode;
+pub mod engine;
+pub mod export;
+pub mod fsck;
+pub mod hash;
+pub mod import;
+pub mod pair;
+pub mod progress;
+pub mod read;
+pub mod space;
+pub mod walk;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use crate::store::catalog::Head;
+
+use crate::model::id::Id;
+use crate::model::layout::LayoutError;
+use crate::model::record::VersionRecord;
+use crate::store::StoreError;
+use crate::store::disk::Disk;
+use crate::store::packs::Packs;
+
+/// Why something could not be done. One line each, with a hint where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    /// Stored bytes are not what their id says.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{path}: {source}")]
+    File { path: String, source: std::io::Error },
+    #[error("{}: changed while it was read; import it again when nothing writes to it", .0.display())]
+    Changed(PathBuf),
+    #[error("{}: {}", .0.display(), .1)]
+    Layout(PathBuf, LayoutError),
+    #[error("interrupted; nothing was changed")]
+    Interrupted,
+    /// The request can't be met as it stands.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl RepoError {
+    pub fn damaged(what: String) -> RepoError {
+        RepoError::Damaged(what)
+    }
+
+    pub fn refused(why: impl Into<String>) -> RepoError {
+        RepoError::Refused(why.into())
+    }
+
+    pub fn file(path: &Path, source: std::io::Error) -> RepoError {
+        RepoError::File { path: crate::model::name::printable(&path.to_string_lossy()), source }
+    }
+}
+
+/// A repository's packs with caches for reading: what every process may open at any time.
+pub struct Repo {
+    pub dir: PathBuf,
+    pub disk: Arc<dyn Disk>,
+    pub packs: Packs,
+    caches: read::Caches,
+}
+
+/// Decoded blocks that a process keeps unless told otherwise: enough for what imports and exports reuse.
+pub const DEFAULT_CACHE: u64 = 64 << 20;
+
+impl Repo {
+    /// Opens the packs below `dir`; `cache` bounds the bytes of decoded blocks that are kept.
+    pub fn open(dir: &Path, disk: Arc<dyn Disk>, cache: u64) -> Result<Arc<Repo>, RepoError> {
+        crate::store::check_format(&disk, dir)?;
+        let packs = Packs::open(disk.clone(), &dir.join("packs"))?;
+        Ok(Arc::new(Repo { dir: dir.to_owned(), disk, packs, caches: read::Caches::new(cache) }))
+    }
+
+    /// The version record that `id` names, checked.
+    pub fn record(&self, id: &Id) -> Result<VersionRecord, RepoError> {
+        let bytes = self.packs.version(id)?;
+        VersionRecord::decode(&bytes).map_err(|e| RepoError::damaged(format!("version record {id}: {e}")))
+    }
+}

@@ -1,0 +1,266 @@
+//! Decoded bytes: blocks through a cache bounded in bytes, and files put together from their extents.
+//!
+//! Invariants:
+//! - A byte that leaves [`Repo::block`] or [`FileReader::read_at`] has been checked against its object's
+//!   id since it was decoded; once for each time it enters the cache. Bases on the way are not checked: a
+//!   wrong base makes a wrong block, which is.
+//! - A block is decoded by one thread at a time; others wait for it and share it.
+//! - An object's bases all cost less than it does, so a hostile pack cannot make a circle of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use rayon::prelude::*;
+
+use super::{Repo, RepoError};
+use crate::codec::{self, Plan, Spec};
+use crate::model::dtype::Elem;
+use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
+use crate::model::recipe::{Extent, Recipe};
+use crate::store::packs::StoredObject;
+
+/// An object with what decoding its blocks takes.
+pub struct OpenObject {
+    pub stored: Arc<StoredObject>,
+    plan: Plan,
+    bases: Vec<Arc<OpenObject>>,
+}
+
+impl OpenObject {
+    pub fn length(&self) -> u64 {
+        self.stored.record.length
+    }
+
+    pub fn blocks(&self) -> u64 {
+        block_count(self.length())
+    }
+
+    pub fn id(&self) -> Id {
+        self.stored.record.id
+    }
+}
+
+/// A decoded block, and whether it was checked.
+pub struct Block {
+    bytes: Box<[u8]>,
+    checked: AtomicBool,
+}
+
+impl std::ops::Deref for Block {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Counts a block as its bytes.
+#[derive(Clone)]
+pub(super) struct ByBytes;
+
+impl Weighter<(Id, u64), Arc<Block>> for ByBytes {
+    fn weight(&self, _: &(Id, u64), block: &Arc<Block>) -> u64 {
+        block.bytes.len() as u64 + 128
+    }
+}
+
+impl Weighter<Id, Arc<OpenObject>> for ByBytes {
+    fn weight(&self, _: &Id, o: &Arc<OpenObject>) -> u64 {
+        512 + 48 * o.stored.record.blocks.len() as u64 + o.stored.record.params.len() as u64 + o.plan.memory()
+    }
+}
+
+/// The two caches of a repository's readers.
+pub(super) struct Caches {
+    blocks: Cache<(Id, u64), Arc<Block>, ByBytes>,
+    objects: Cache<Id, Arc<OpenObject>, ByBytes>,
+}
+
+/// Bytes that opened objects may hold.
+const OBJECT_CACHE: u64 = 64 << 20;
+
+impl Caches {
+    pub fn new(bytes: u64) -> Caches {
+        let items = (bytes / BLOCK).max(16) as usize;
+        Caches {
+            blocks: Cache::with_weighter(items, bytes.max(4 * BLOCK), ByBytes),
+            objects: Cache::with_weighter(4096, OBJECT_CACHE, ByBytes),
+        }
+    }
+}
+
+impl Repo {
+    /// Opens an object and all its bases.
+    pub fn open_object(&self, id: &Id) -> Result<Arc<OpenObject>, RepoError> {
+        self.open_below(id, u8::MAX)
+    }
+
+    fn open_below(&self, id: &Id, cost: u8) -> Result<Arc<OpenObject>, RepoError> {
+        let open = match self.caches.objects.get(id) {
+            Some(open) => open,
+            None => self.open_fresh(id)?,
+        };
+        if open.stored.record.cost >= cost {
+            return Err(RepoError::damaged(format!("object {id}: its cost is not below that of what is built on it")));
+        }
+        Ok(open)
+    }
+
+    fn open_fresh(&self, id: &Id) -> Result<Arc<OpenObject>, RepoError> {
+        let stored = self.packs.object(id)?;
+        let r = &stored.record;
+        let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
+        let plan = Plan::from_params(spec, &r.params).map_err(|e| RepoError::damaged(format!("object {id}: {e}")))?;
+        let bases = r.bases.iter().map(|b| self.open_below(b, r.cost)).collect::<Result<Vec<_>, _>>()?;
+        let open = Arc::new(OpenObject { stored, plan, bases });
+        self.caches.objects.insert(*id, open.clone());
+        Ok(open)
+    }
+
+    /// Block `index` of an object, checked.
+    pub fn block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
+        let block = self.unchecked_block(object, index)?;
+        if !block.checked.load(Ordering::Acquire) {
+            if block_value(&block, index, object.length()) != object.stored.record.values[index as usize] {
+                self.caches.blocks.remove(&(object.id(), index));
+                return Err(RepoError::damaged(format!("block {index} of object {}: wrong bytes", object.id())));
+            }
+            block.checked.store(true, Ordering::Release);
+        }
+        Ok(block)
+    }
+
+    fn unchecked_block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
+        let key = (object.id(), index);
+        self.caches.blocks.get_or_insert_with(&key, || self.decode(object, index).map(Arc::new))
+    }
+
+    fn decode(&self, object: &OpenObject, index: u64) -> Result<Block, RepoError> {
+        let mut encoded = Vec::new();
+        self.packs.read_block(&object.stored, index, &mut encoded)?;
+        let info = object.stored.record.blocks[index as usize];
+        let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
+        let bases = match codec::needs_bases(info.tag) {
+            true => self.base_blocks(object, index, bytes.len())?,
+            false => vec![],
+        };
+        let bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
+        object
+            .plan
+            .decode(index, info.tag, &encoded, &bases, &mut bytes)
+            .map_err(|e| RepoError::damaged(format!("block {index} of object {}: {e}", object.id())))?;
+        Ok(Block { bytes, checked: AtomicBool::new(false) })
+    }
+
+    fn base_blocks(&self, object: &OpenObject, index: u64, len: usize) -> Result<Vec<BaseBlock>, RepoError> {
+        object.bases.iter().map(|b| self.base_block(b, index, len, false)).collect()
+    }
+
+    /// The range of block `index` (of `len` bytes) in a base, zeros past the base's end.
+    pub(super) fn base_block(
+        &self,
+        base: &OpenObject,
+        index: u64,
+        len: usize,
+        checked: bool,
+    ) -> Result<BaseBlock, RepoError> {
+        if index >= base.blocks() {
+            return Ok(BaseBlock::Padded(vec![0; len]));
+        }
+        let block = if checked { self.block(base, index)? } else { self.unchecked_block(base, index)? };
+        Ok(match block.len() {
+            n if n >= len => BaseBlock::Shared(block, len),
+            n => {
+                let mut padded = vec![0; len];
+                padded[..n].copy_from_slice(&block);
+                BaseBlock::Padded(padded)
+            }
+        })
+    }
+
+    /// A reader of the file that a recipe makes.
+    pub fn open_file(self: &Arc<Self>, recipe: &Id) -> Result<FileReader, RepoError> {
+        let recipe = self.packs.recipe(recipe)?;
+        Ok(FileReader::new(self.clone(), recipe))
+    }
+}
+
+/// A base's bytes for one block: shared with the cache where they reach, else padded with zeros.
+pub(super) enum BaseBlock {
+    Shared(Arc<Block>, usize),
+    Padded(Vec<u8>),
+}
+
+impl BaseBlock {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            BaseBlock::Shared(block, len) => &block[..*len],
+            BaseBlock::Padded(bytes) => bytes,
+        }
+    }
+}
+
+/// Reads any range of one file.
+pub struct FileReader {
+    repo: Arc<Repo>,
+    /// First byte of each extent in the file, then the file's size.
+    starts: Vec<u64>,
+    extents: Vec<Extent>,
+}
+
+impl FileReader {
+    fn new(repo: Arc<Repo>, recipe: Recipe) -> FileReader {
+        let mut at = 0;
+        let mut starts = vec![0];
+        for e in &recipe.extents {
+            at += e.length;
+            starts.push(at);
+        }
+        FileReader { repo, starts, extents: recipe.extents }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.starts[self.extents.len()]
+    }
+
+    /// Fills `out` from byte `offset` on. The range must lie within the file.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), RepoError> {
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset + done as u64;
+            if at >= self.size() {
+                return Err(RepoError::damaged("a read goes past the end of its file".to_owned()));
+            }
+            let i = self.starts.partition_point(|&s| s <= at) - 1;
+            let n = (out.len() - done).min((self.starts[i + 1] - at) as usize);
+            self.read_extent(&self.extents[i], at - self.starts[i], &mut out[done..done + n])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// As [`read_at`](Self::read_at), on all cores: for large ranges.
+    pub fn read_parallel(&self, offset: u64, out: &mut [u8]) -> Result<(), RepoError> {
+        const STEP: usize = 4 * BLOCK as usize;
+        out.par_chunks_mut(STEP).enumerate().try_for_each(|(i, part)| self.read_at(offset + (i * STEP) as u64, part))
+    }
+
+    fn read_extent(&self, extent: &Extent, skip: u64, out: &mut [u8]) -> Result<(), RepoError> {
+        let object = self.repo.open_object(&extent.object)?;
+        let mut at = extent.offset + skip;
+        if at + out.len() as u64 > object.length() {
+            return Err(RepoError::damaged(format!("object {} is shorter than its extent", extent.object)));
+        }
+        let mut rest = out;
+        while !rest.is_empty() {
+            let block = self.repo.block(&object, at / BLOCK)?;
+            let from = (at % BLOCK) as usize;
+            let n = rest.len().min(block.len() - from);
+            rest[..n].copy_from_slice(&block[from..from + n]);
+            at += n as u64;
+            rest = &mut rest[n..];
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,595 @@
+//! The catalog: which versions there are, under which names, with which edges. Derived: all of it follows from
+//! the journal's events, so it can be deleted and remade at any time.
+//!
+//! One sled tree; one atomic batch for each journal frame, which also moves the position. So the catalog is
+//! always that of some prefix of the journal, and catching up is a replay from its position. Keys:
+//! ```text
+//! f                        layout of these keys, u8
+//! p                        position: offset u64 LE, chain 8 bytes, commits so far u64 LE
+//! v id                     head of a version, JSON
+//! m model 0 seq u64 BE     id: a model's versions in commit order
+//! n model 0 version        id: the last version committed under that name
+//! e child                  parents in order, JSON
+//! k parent child           relation, JSON
+//! x previous id            nothing: `id` follows `previous`
+//! ```
+//! A second commit of the same id says nothing. Edges of removed versions stay.
+//!
+//! It doesn't know packs or files. sled does its own I/O, past the disk seam: nothing here is ground state.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::journal::Position;
+use super::{Result, StoreError};
+use crate::model::event::Event;
+use crate::model::id::Id;
+use crate::model::name::{ModelName, VersionName};
+use crate::model::record::{ParentEdge, Relation};
+
+/// Changes with the keys above: another layout is cleared and remade.
+const LAYOUT: u8 = 1;
+/// sled allots its file in pieces of this many bytes.
+const SEGMENT: usize = 1 << 16;
+const CACHE: u64 = 16 << 20;
+/// sled's lock can outlive the process that held it for a moment.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A version as the catalog knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Head {
+    pub model: ModelName,
+    pub version: VersionName,
+    pub id: Id,
+    /// Commit order over the whole repository, from 0.
+    pub seq: u64,
+    /// Pack that its commit added, as a file stem.
+    pub pack: String,
+    pub created: Timestamp,
+    /// Logical bytes of all files.
+    pub bytes: u64,
+    pub previous: Option<Id>,
+    pub removed: bool,
+}
+
+pub struct Catalog {
+    db: sled::Db,
+}
+
+fn failed(e: sled::Error) -> StoreError {
+    StoreError::Catalog { what: e.to_string() }
+}
+
+fn senseless(what: &str) -> StoreError {
+    StoreError::Catalog { what: format!("{what} makes no sense; it can be remade from the journal") }
+}
+
+fn config() -> sled::Config {
+    sled::Config::new().use_compression(false).cache_capacity(CACHE).segment_size(SEGMENT).flush_every_ms(None)
+}
+
+fn key(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = vec![tag];
+    parts.iter().for_each(|p| out.extend_from_slice(p));
+    out
+}
+
+fn head_key(id: &Id) -> Vec<u8> {
+    key(b'v', &[&id.0])
+}
+
+fn name_key(model: &ModelName, version: &VersionName) -> Vec<u8> {
+    key(b'n', &[model.as_str().as_bytes(), &[0], version.as_str().as_bytes()])
+}
+
+fn model_prefix(model: &ModelName) -> Vec<u8> {
+    key(b'm', &[model.as_str().as_bytes(), &[0]])
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|_| senseless(what))
+}
+
+fn text<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain values with string keys")
+}
+
+fn id_of(bytes: &[u8]) -> Result<Id> {
+    bytes.try_into().map(Id).map_err(|_| senseless("an id"))
+}
+
+fn last_id(key: &[u8]) -> Result<Id> {
+    key.last_chunk().map(|c| Id(*c)).ok_or_else(|| senseless("a key"))
+}
+
+impl Catalog {
+    /// The catalog in its directory, which is made if absent. Waits up to ten seconds for another process
+    /// to let go of it.
+    pub fn open(dir: &Path) -> Result<Catalog> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| StoreError::Io { what: dir.display().to_string(), error })?;
+        let since = Instant::now();
+        loop {
+            let opened = catch_unwind(|| config().path(dir).open());
+            match opened.map_err(|_| senseless("the directory"))? {
+                Ok(db) => return Catalog::from(db),
+                Err(e) if !is_locked(&e) => return Err(failed(e)),
+                Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(50)),
+                Err(_) => return Err(StoreError::Busy { what: format!("the catalog in {}", dir.display()) }),
+            }
+        }
+    }
+
+    /// Deletes a catalog that nobody has open: the way out where it cannot be opened.
+    pub fn delete(dir: &Path) -> Result<()> {
+        match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| StoreError::Io { what: dir.display().to_string(), error }),
+        }
+    }
+
+    /// An empty catalog that vanishes when dropped.
+    pub fn temporary() -> Result<Catalog> {
+        Catalog::from(config().temporary(true).open().map_err(failed)?)
+    }
+
+    fn from(db: sled::Db) -> Result<Catalog> {
+        let catalog = Catalog { db };
+        if catalog.get(b"f")?.as_deref() != Some(&[LAYOUT]) {
+            catalog.clear()?;
+        }
+        Ok(catalog)
+    }
+
+    /// Forgets everything: the next replay starts at the beginning.
+    pub fn clear(&self) -> Result<()> {
+        self.db.clear().map_err(failed)?;
+        self.db.insert(b"f", &[LAYOUT]).map_err(failed)?;
+        self.flush()
+    }
+
+    /// Where in the journal it stands; `None` at the beginning.
+    pub fn position(&self) -> Result<Option<Position>> {
+        Ok(self.mark()?.map(|(at, _)| at))
+    }
+
+    fn mark(&self) -> Result<Option<(Position, u64)>> {
+        let Some(bytes) = self.get(b"p")? else { return Ok(None) };
+        let bytes: &[u8; 24] = bytes.as_ref().try_into().map_err(|_| senseless("the position"))?;
+        let word = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("24 bytes"));
+        Ok(Some((Position { offset: word(0), chain: word(8).to_le_bytes() }, word(16))))
+    }
+
+    /// Takes in the events of one journal frame, which ends at `at`. All or nothing.
+    pub fn apply(&self, events: &[Event], at: Position) -> Result<()> {
+        let seq = self.mark()?.map_or(0, |(_, seq)| seq);
+        let mut frame = Frame { catalog: self, seq, writes: BTreeMap::new() };
+        events.iter().try_for_each(|e| frame.take(e))?;
+        let mut mark = at.offset.to_le_bytes().to_vec();
+        mark.extend_from_slice(&at.chain);
+        mark.extend_from_slice(&frame.seq.to_le_bytes());
+        frame.writes.insert(b"p".to_vec(), Some(mark));
+        let mut batch = sled::Batch::default();
+        for (k, v) in frame.writes {
+            match v {
+                Some(v) => batch.insert(k, v),
+                None => batch.remove(k),
+            }
+        }
+        self.db.apply_batch(batch).map_err(failed)
+    }
+
+    /// Models with living versions, sorted.
+    pub fn models(&self) -> Result<Vec<ModelName>> {
+        let mut models: Vec<_> = self.all()?.into_iter().map(|h| h.model).collect();
+        models.sort();
+        models.dedup();
+        Ok(models)
+    }
+
+    /// A model's living versions in commit order.
+    pub fn versions(&self, model: &ModelName) -> Result<Vec<Head>> {
+        let ids = self.db.scan_prefix(model_prefix(model)).values();
+        let heads = ids.map(|id| self.must(&id_of(&id.map_err(failed)?)?));
+        heads.filter(|h| !matches!(h, Ok(Head { removed: true, .. }))).collect()
+    }
+
+    /// All living versions in commit order.
+    pub fn all(&self) -> Result<Vec<Head>> {
+        let mut heads = self.ever_all()?;
+        heads.retain(|h| !h.removed);
+        Ok(heads)
+    }
+
+    /// All versions that ever were, in commit order.
+    pub fn ever_all(&self) -> Result<Vec<Head>> {
+        let heads = self.db.scan_prefix(b"v").values().map(|v| parse(&v.map_err(failed)?, "a head"));
+        let mut heads = heads.collect::<Result<Vec<Head>>>()?;
+        heads.sort_by_key(|h| h.seq);
+        Ok(heads)
+    }
+
+    /// A model's last living version.
+    pub fn newest(&self, model: &ModelName) -> Result<Option<Head>> {
+        for id in self.db.scan_prefix(model_prefix(model)).values().rev() {
+            let head = self.must(&id_of(&id.map_err(failed)?)?)?;
+            if !head.removed {
+                return Ok(Some(head));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The living version of a name.
+    pub fn find(&self, model: &ModelName, version: &VersionName) -> Result<Option<Head>> {
+        let Some(id) = self.get(&name_key(model, version))? else { return Ok(None) };
+        let head = self.must(&id_of(&id)?)?;
+        Ok(Some(head).filter(|h| !h.removed))
+    }
+
+    /// Whether the name was ever given.
+    pub fn name_used(&self, model: &ModelName, version: &VersionName) -> Result<bool> {
+        Ok(self.get(&name_key(model, version))?.is_some())
+    }
+
+    /// Versions of the model ever committed.
+    pub fn ever(&self, model: &ModelName) -> Result<u64> {
+        let keys = self.db.scan_prefix(model_prefix(model)).keys();
+        keys.map(|k| k.map(|_| 1).map_err(failed)).sum()
+    }
+
+    /// A version, removed or not.
+    pub fn by_id(&self, id: &Id) -> Result<Option<Head>> {
+        self.get(&head_key(id))?.map(|v| parse(&v, "a head")).transpose()
+    }
+
+    /// Provenance parents in order.
+    pub fn parents(&self, child: &Id) -> Result<Vec<ParentEdge>> {
+        Ok(self.get(&key(b'e', &[&child.0]))?.map(|v| parse(&v, "parents")).transpose()?.unwrap_or_default())
+    }
+
+    /// Provenance children in commit order; `id` is the child's.
+    pub fn children(&self, parent: &Id) -> Result<Vec<ParentEdge>> {
+        let mut children = Vec::new();
+        for item in self.db.scan_prefix(key(b'k', &[&parent.0])) {
+            let (k, v) = item.map_err(failed)?;
+            let edge = ParentEdge { id: last_id(&k)?, relation: parse(&v, "a relation")? };
+            children.push((self.order(&edge.id)?, edge));
+        }
+        children.sort_by_key(|(order, edge)| (*order, edge.id));
+        Ok(children.into_iter().map(|(_, edge)| edge).collect())
+    }
+
+    /// Versions that follow `id` within its model, in commit order.
+    pub fn next(&self, id: &Id) -> Result<Vec<Id>> {
+        let mut next = Vec::new();
+        for k in self.db.scan_prefix(key(b'x', &[&id.0])).keys() {
+            let id = last_id(&k.map_err(failed)?)?;
+            next.push((self.order(&id)?, id));
+        }
+        next.sort();
+        Ok(next.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// Bytes of its files, as sled counts them.
+    pub fn bytes_on_disk(&self) -> Result<u64> {
+        self.db.size_on_disk().map_err(failed)
+    }
+
+    /// Makes it durable. Not needed for safety: what is lost is replayed.
+    pub fn flush(&self) -> Result<()> {
+        self.db.flush().map(|_| ()).map_err(failed)
+    }
+
+    fn order(&self, id: &Id) -> Result<u64> {
+        Ok(self.by_id(id)?.map_or(u64::MAX, |h| h.seq))
+    }
+
+    fn must(&self, id: &Id) -> Result<Head> {
+        self.by_id(id)?.ok_or_else(|| senseless("a name without a head"))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+        self.db.get(key).map_err(failed)
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        let _ = catch_unwind(AssertUnwindSafe(|| self.flush()));
+    }
+}
+
+fn is_locked(e: &sled::Error) -> bool {
+    matches!(e, sled::Error::Io(io) if io.to_string().contains("could not acquire lock"))
+}
+
+/// The writes of one frame, which its later events already see.
+struct Frame<'a> {
+    catalog: &'a Catalog,
+    seq: u64,
+    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Frame<'_> {
+    fn take(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Commit { model, version, id, pack, created, bytes, previous, parents } => {
+                if self.head(id)?.is_some() {
+                    return Ok(());
+                }
+                let head = Head {
+                    model: model.clone(),
+                    version: version.clone(),
+                    id: *id,
+                    seq: self.seq,
+                    pack: pack.clone(),
+                    created: *created,
+                    bytes: *bytes,
+                    previous: *previous,
+                    removed: false,
+                };
+                self.commit(head, parents)
+            }
+            Event::Remove { id, .. } => self.change(id, |h| h.removed = true),
+            Event::Link { child, parent, relation } => self.link(child, parent, *relation),
+            Event::Follow { id, previous } => self.follow(id, Some(*previous)),
+            Event::Unlink { child, parent } => self.unlink(child, parent),
+        }
+    }
+
+    fn commit(&mut self, head: Head, parents: &[ParentEdge]) -> Result<()> {
+        let id = head.id.0.to_vec();
+        let mut order = model_prefix(&head.model);
+        order.extend_from_slice(&head.seq.to_be_bytes());
+        self.put(order, id.clone());
+        self.put(name_key(&head.model, &head.version), id);
+        if let Some(previous) = head.previous {
+            self.put(key(b'x', &[&previous.0, &head.id.0]), vec![]);
+        }
+        self.put(head_key(&head.id), text(&head));
+        self.seq += 1;
+        parents.iter().try_for_each(|p| self.link(&head.id, &p.id, p.relation))
+    }
+
+    fn link(&mut self, child: &Id, parent: &Id, relation: Relation) -> Result<()> {
+        let mut parents = self.parents(child)?;
+        match parents.iter_mut().find(|p| p.id == *parent) {
+            Some(edge) => edge.relation = relation,
+            None => parents.push(ParentEdge { id: *parent, relation }),
+        }
+        self.put(key(b'e', &[&child.0]), text(&parents));
+        self.put(key(b'k', &[&parent.0, &child.0]), text(&relation));
+        Ok(())
+    }
+
+    fn unlink(&mut self, child: &Id, parent: &Id) -> Result<()> {
+        let mut parents = self.parents(child)?;
+        parents.retain(|p| p.id != *parent);
+        let edges = Some(text(&parents)).filter(|_| !parents.is_empty());
+        self.writes.insert(key(b'e', &[&child.0]), edges);
+        self.writes.insert(key(b'k', &[&parent.0, &child.0]), None);
+        match self.head(child)? {
+            Some(head) if head.previous == Some(*parent) => self.follow(child, None),
+            _ => Ok(()),
+        }
+    }
+
+    fn follow(&mut self, id: &Id, previous: Option<Id>) -> Result<()> {
+        let Some(head) = self.head(id)? else { return Ok(()) };
+        if let Some(old) = head.previous {
+            self.writes.insert(key(b'x', &[&old.0, &id.0]), None);
+        }
+        if let Some(new) = previous {
+            self.put(key(b'x', &[&new.0, &id.0]), vec![]);
+        }
+        self.put(head_key(id), text(&Head { previous, ..head }));
+        Ok(())
+    }
+
+    fn change(&mut self, id: &Id, f: impl FnOnce(&mut Head)) -> Result<()> {
+        let Some(mut head) = self.head(id)? else { return Ok(()) };
+        f(&mut head);
+        self.put(head_key(id), text(&head));
+        Ok(())
+    }
+
+    fn head(&self, id: &Id) -> Result<Option<Head>> {
+        self.get(&head_key(id))?.map(|v| parse(&v, "a head")).transpose()
+    }
+
+    fn parents(&self, child: &Id) -> Result<Vec<ParentEdge>> {
+        Ok(self.get(&key(b'e', &[&child.0]))?.map(|v| parse(&v, "parents")).transpose()?.unwrap_or_default())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        match self.writes.get(key) {
+            Some(written) => Ok(written.clone()),
+            None => Ok(self.catalog.get(key)?.map(|v| v.to_vec())),
+        }
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.writes.insert(key, Some(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(n: u8) -> Id {
+        Id([n; 32])
+    }
+
+    fn at(n: u64) -> Position {
+        Position { offset: n, chain: n.to_le_bytes() }
+    }
+
+    fn commit(n: u8, model: u8, version: u8, previous: Option<u8>, parents: &[u8]) -> Event {
+        Event::Commit {
+            model: ["a", "a.b", "x/a", "a-b"][model as usize % 4].parse().unwrap(),
+            version: VersionName::numbered(version as u64),
+            id: id(n),
+            pack: format!("{n:016x}"),
+            created: Timestamp::UNIX_EPOCH,
+            bytes: n as u64 * 1000,
+            previous: previous.map(id),
+            parents: parents.iter().map(|&p| ParentEdge { id: id(p), relation: Relation::Derived }).collect(),
+        }
+    }
+
+    /// What the catalog must agree with, in the plainest way.
+    #[derive(Default)]
+    struct Naive {
+        heads: Vec<Head>,
+        edges: Vec<(Id, ParentEdge)>,
+    }
+
+    impl Naive {
+        fn take(&mut self, event: &Event) {
+            match event.clone() {
+                Event::Commit { model, version, id, pack, created, bytes, previous, parents } => {
+                    if self.heads.iter().any(|h| h.id == id) {
+                        return;
+                    }
+                    let (seq, removed) = (self.heads.len() as u64, false);
+                    self.heads.push(Head { model, version, id, seq, pack, created, bytes, previous, removed });
+                    parents.iter().for_each(|p| self.link(id, *p));
+                }
+                Event::Remove { id, .. } => self.head(&id, |h| h.removed = true),
+                Event::Link { child, parent, relation } => self.link(child, ParentEdge { id: parent, relation }),
+                Event::Follow { id, previous } => self.head(&id, |h| h.previous = Some(previous)),
+                Event::Unlink { child, parent } => {
+                    self.edges.retain(|(c, p)| (*c, p.id) != (child, parent));
+                    self.head(&child, |h| h.previous = h.previous.filter(|p| *p != parent));
+                }
+            }
+        }
+
+        fn link(&mut self, child: Id, edge: ParentEdge) {
+            match self.edges.iter_mut().find(|(c, p)| (*c, p.id) == (child, edge.id)) {
+                Some((_, old)) => *old = edge,
+                None => self.edges.push((child, edge)),
+            }
+        }
+
+        fn head(&mut self, id: &Id, f: impl FnOnce(&mut Head)) {
+            self.heads.iter_mut().find(|h| h.id == *id).map_or((), f)
+        }
+
+        fn order(&self, id: &Id) -> (u64, Id) {
+            (self.heads.iter().find(|h| h.id == *id).map_or(u64::MAX, |h| h.seq), *id)
+        }
+
+        fn agrees(&self, c: &Catalog) {
+            let living: Vec<_> = self.heads.iter().filter(|h| !h.removed).cloned().collect();
+            assert_eq!(c.all().unwrap(), living);
+            let models: std::collections::BTreeSet<_> = living.iter().map(|h| h.model.clone()).collect();
+            assert_eq!(c.models().unwrap(), models.into_iter().collect::<Vec<_>>());
+            for h in &self.heads {
+                let of: Vec<_> = living.iter().filter(|l| l.model == h.model).cloned().collect();
+                assert_eq!(c.newest(&h.model).unwrap(), of.last().cloned());
+                assert_eq!(c.versions(&h.model).unwrap(), of);
+                let ever: Vec<_> = self.heads.iter().filter(|l| l.model == h.model).collect();
+                assert_eq!(c.ever(&h.model).unwrap(), ever.len() as u64);
+                let named = ever.iter().rev().find(|l| l.version == h.version).copied().cloned();
+                assert_eq!(c.find(&h.model, &h.version).unwrap(), named.filter(|l| !l.removed));
+                assert!(c.name_used(&h.model, &h.version).unwrap());
+            }
+            (0..8).for_each(|n| self.agrees_on(c, id(n)));
+        }
+
+        fn agrees_on(&self, c: &Catalog, id: Id) {
+            assert_eq!(c.by_id(&id).unwrap().as_ref(), self.heads.iter().find(|h| h.id == id));
+            let parents: Vec<_> = self.edges.iter().filter(|(c, _)| *c == id).map(|(_, p)| *p).collect();
+            assert_eq!(c.parents(&id).unwrap(), parents);
+            let of = self.edges.iter().filter(|(_, p)| p.id == id);
+            let mut children: Vec<_> = of.map(|(c, p)| ParentEdge { id: *c, ..*p }).collect();
+            children.sort_by_key(|e| self.order(&e.id));
+            assert_eq!(c.children(&id).unwrap(), children);
+            let next: Vec<_> = self.heads.iter().filter(|h| h.previous == Some(id)).map(|h| h.id).collect();
+            assert_eq!(c.next(&id).unwrap(), next);
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let n = 0u8..8;
+        let parents = proptest::collection::vec(n.clone(), 0..3);
+        prop_oneof![
+            4 => (n.clone(), 0u8..4, 0u8..3, proptest::option::of(n.clone()), parents)
+                .prop_map(|(i, m, v, p, ps)| commit(i, m, v, p, &ps)),
+            1 => n.clone().prop_map(|i| Event::Remove {
+                model: "a".parse().unwrap(),
+                version: VersionName::numbered(1),
+                id: id(i)
+            }),
+            1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| Event::Link {
+                child: id(a),
+                parent: id(b),
+                relation: Relation::ALL[r]
+            }),
+            1 => (n.clone(), n.clone()).prop_map(|(a, b)| Event::Follow { id: id(a), previous: id(b) }),
+            1 => (n.clone(), n).prop_map(|(a, b)| Event::Unlink { child: id(a), parent: id(b) }),
+        ]
+    }
+
+    #[test]
+    fn it_is_what_the_events_say() {
+        let catalog = Catalog::temporary().unwrap();
+        let frames = proptest::collection::vec(proptest::collection::vec(any_event(), 0..5), 1..8);
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
+        let run = runner.run(&frames, |frames| {
+            catalog.clear().unwrap();
+            let mut naive = Naive::default();
+            for (n, frame) in (1..).zip(&frames) {
+                catalog.apply(frame, at(n)).unwrap();
+                frame.iter().for_each(|e| naive.take(e));
+                assert_eq!(catalog.position().unwrap(), Some(at(n)));
+            }
+            naive.agrees(&catalog);
+            Ok(())
+        });
+        run.unwrap();
+    }
+
+    #[test]
+    fn it_persists_is_small_and_clears() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let catalog = Catalog::open(&path).unwrap();
+        assert_eq!(catalog.position().unwrap(), None);
+        for n in 0..20 {
+            catalog.apply(&[commit(n, n, n, None, &[0])], at(n as u64)).unwrap();
+        }
+        drop(catalog);
+        let catalog = Catalog::open(&path).unwrap();
+        assert_eq!((catalog.position().unwrap(), catalog.all().unwrap().len()), (Some(at(19)), 20));
+        let on_disk = catalog.bytes_on_disk().unwrap();
+        assert!(on_disk < 400_000, "{on_disk}");
+        catalog.clear().unwrap();
+        assert_eq!((catalog.position().unwrap(), catalog.all().unwrap().len()), (None, 0));
+    }
+
+    #[test]
+    fn a_broken_catalog_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        drop(Catalog::open(&path).unwrap());
+        for file in ["conf", "db"] {
+            std::fs::write(path.join(file), [0xa5; 3000]).unwrap();
+        }
+        assert!(matches!(Catalog::open(&path), Err(StoreError::Catalog { .. })));
+        Catalog::delete(&path).unwrap();
+        assert_eq!(Catalog::open(&path).unwrap().position().unwrap(), None);
+    }
+}

@@ -1,0 +1,368 @@
+//! The set of packs: where every object, recipe and version lies, and their bytes. For many threads.
+//!
+//! The index is in memory, read from the packs' footers. A pack whose footer is damaged is read by its frames
+//! and remembered as a finding; a pack of a later format is left out, and what can't be found is then said to be
+//! there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
+//! caller checks the decoded bytes against the record, and so against the id.
+//!
+//! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use super::disk::{Disk, DiskFile};
+use super::lru::Lru;
+use super::pack::{Entry, FRAME, Kind, parse_name};
+use super::scan::{self, Finding, ScanItem};
+use super::{At, Result, StoreError};
+use crate::model::id::Id;
+use crate::model::object::ObjectRecord;
+use crate::model::recipe::Recipe;
+
+/// Bytes of object records kept in memory.
+const RECORDS: u64 = 64 << 20;
+/// Pack files kept open.
+const OPEN_FILES: u64 = 256;
+
+/// One pack file.
+pub(super) struct Pack {
+    pub name: String,
+    /// Unlike a name, never used for another file.
+    key: u64,
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// An object's record, and where its blocks lie.
+pub struct StoredObject {
+    pub record: ObjectRecord,
+    pack: Arc<Pack>,
+    /// Where each block's frame begins.
+    starts: Vec<u64>,
+}
+
+impl StoredObject {
+    pub(super) fn new(record: ObjectRecord, pack: Arc<Pack>, start: u64) -> StoredObject {
+        let mut at = start;
+        let next = |b: &crate::model::object::BlockInfo| {
+            let here = at;
+            at += FRAME + b.encoded as u64;
+            here
+        };
+        let starts = record.blocks.iter().map(next).collect();
+        StoredObject { record, pack, starts }
+    }
+
+    /// Where the frame of a block begins in its pack.
+    pub fn block_offset(&self, index: u64) -> u64 {
+        self.starts[index as usize]
+    }
+
+    /// The pack that it was read from, as its file stem.
+    pub fn pack(&self) -> &str {
+        &self.pack.name
+    }
+
+    /// Names a block of this object, for an error: object, block, pack and offset.
+    pub fn describe_block(&self, index: u64) -> String {
+        let at = self.starts.get(index as usize).copied().unwrap_or(0);
+        format!("object {}, block {index}, pack {} at {at}", self.record.id, self.pack.name)
+    }
+
+    fn weight(&self) -> u64 {
+        let r = &self.record;
+        300 + (r.params.len() + 48 * r.blocks.len() + 32 * r.bases.len() + 8 * r.shape.len()) as u64
+    }
+}
+
+#[derive(Clone)]
+struct Place {
+    pack: Arc<Pack>,
+    offset: u64,
+    stored: u64,
+    len: u32,
+}
+
+#[derive(Default)]
+struct State {
+    packs: BTreeMap<String, Arc<Pack>>,
+    objects: HashMap<Id, Place>,
+    recipes: HashMap<Id, Place>,
+    versions: HashMap<Id, Place>,
+    findings: BTreeMap<String, Vec<Finding>>,
+    /// Packs that only a later mgit can read.
+    later: BTreeMap<String, String>,
+}
+
+impl State {
+    fn of(&self, kind: Kind) -> &HashMap<Id, Place> {
+        match kind {
+            Kind::Recipe => &self.recipes,
+            Kind::Version => &self.versions,
+            _ => &self.objects,
+        }
+    }
+
+    fn add(&mut self, loaded: Loaded) {
+        match loaded {
+            Loaded::Index(pack, entries, findings) => {
+                self.later.remove(&pack.name);
+                self.findings.remove(&pack.name);
+                if !findings.is_empty() {
+                    self.findings.insert(pack.name.clone(), findings);
+                }
+                entries.iter().for_each(|e| self.add_entry(&pack, e));
+                self.packs.insert(pack.name.clone(), pack);
+            }
+            Loaded::Later(name, what) => {
+                self.later.insert(name, what);
+            }
+            Loaded::Unreadable(name, finding) => {
+                self.findings.insert(name, vec![finding]);
+            }
+            Loaded::Gone => {}
+        }
+    }
+
+    fn add_entry(&mut self, pack: &Arc<Pack>, e: &Entry) {
+        let place = Place { pack: pack.clone(), offset: e.offset, stored: e.stored, len: e.len };
+        let map = match e.kind {
+            Kind::Recipe => &mut self.recipes,
+            Kind::Version => &mut self.versions,
+            _ => &mut self.objects,
+        };
+        map.entry(e.id).or_insert(place);
+    }
+}
+
+enum Loaded {
+    Index(Arc<Pack>, Vec<Entry>, Vec<Finding>),
+    Later(String, String),
+    Unreadable(String, Finding),
+    Gone,
+}
+
+/// All packs of a repository.
+pub struct Packs {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    state: RwLock<State>,
+    refreshing: Mutex<()>,
+    keys: AtomicU64,
+    records: Lru<Id, Arc<StoredObject>>,
+    files: Lru<u64, Arc<dyn DiskFile>>,
+}
+
+impl Packs {
+    /// The packs in a directory.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
+        let (state, refreshing, keys) = Default::default();
+        let (records, files) = (Lru::new(RECORDS), Lru::new(OPEN_FILES));
+        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, records, files };
+        packs.refresh()?;
+        Ok(packs)
+    }
+
+    /// Takes in packs that appeared, and forgets those that vanished. Packs of which an object is still held
+    /// remain readable through it while their file is open.
+    pub fn refresh(&self) -> Result<()> {
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = pack_names(&*self.disk, &self.dir)?;
+        let vanished = {
+            let state = self.state();
+            let mut known = state.packs.keys().chain(state.findings.keys()).chain(state.later.keys());
+            known.any(|n| names.binary_search(n).is_err())
+        };
+        if vanished {
+            return self.reload(&names);
+        }
+        let new: Vec<_> = names.into_iter().filter(|n| !self.state().packs.contains_key(n)).collect();
+        let loaded: Vec<_> = new.iter().map(|n| self.load(n)).collect();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        loaded.into_iter().for_each(|l| state.add(l));
+        Ok(())
+    }
+
+    fn reload(&self, names: &[String]) -> Result<()> {
+        let mut state = State::default();
+        names.iter().for_each(|n| state.add(self.load(n)));
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.records.clear();
+        self.files.clear();
+        Ok(())
+    }
+
+    fn load(&self, name: &str) -> Loaded {
+        let path = self.dir.join(format!("{name}.pack"));
+        let unreadable = |what: String| {
+            let finding = Finding { pack: name.to_owned(), offset: 0, what, of: None, block: None };
+            Loaded::Unreadable(name.to_owned(), finding)
+        };
+        let file = match self.disk.open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone,
+            Err(e) => return unreadable(e.to_string()),
+        };
+        match scan::index(&*file, name) {
+            Ok(i) => {
+                let key = self.keys.fetch_add(1, Ordering::Relaxed);
+                let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes };
+                Loaded::Index(Arc::new(pack), i.entries, i.findings)
+            }
+            Err(StoreError::Later { what }) => Loaded::Later(name.to_owned(), what),
+            Err(e) => unreadable(e.to_string()),
+        }
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has_object(&self, id: &Id) -> bool {
+        self.state().objects.contains_key(id)
+    }
+
+    pub fn has_recipe(&self, id: &Id) -> bool {
+        self.state().recipes.contains_key(id)
+    }
+
+    pub fn has_version(&self, id: &Id) -> bool {
+        self.state().versions.contains_key(id)
+    }
+
+    /// An object's record and place.
+    pub fn object(&self, id: &Id) -> Result<Arc<StoredObject>> {
+        if let Some(held) = self.records.get(id) {
+            return Ok(held);
+        }
+        let (place, entry) = self.find(Kind::Object, id)?;
+        let file = self.file(&place.pack)?;
+        let read = scan::read_object(&place.pack, &*file, &entry);
+        let object = Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?);
+        self.records.put(*id, object.clone(), object.weight());
+        Ok(object)
+    }
+
+    /// The encoded bytes of a block, into `buf`. Not checked: the caller checks what they decode to.
+    pub fn read_block(&self, object: &StoredObject, index: u64, buf: &mut Vec<u8>) -> Result<()> {
+        let info = object.record.blocks.get(index as usize);
+        let info = info.ok_or(StoreError::Misuse("an object has no such block"))?;
+        let file = self.file(&object.pack)?;
+        buf.resize(info.encoded as usize, 0);
+        file.read_at(buf, object.block_offset(index) + FRAME).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                StoreError::damaged(format!("{}: the pack ends early", object.describe_block(index)))
+            }
+            _ => StoreError::Io { what: object.describe_block(index), error },
+        })
+    }
+
+    pub fn recipe(&self, id: &Id) -> Result<Recipe> {
+        let (place, entry, bytes) = self.plain(Kind::Recipe, id)?;
+        Recipe::decode(&bytes).map_err(|e| damaged(&place, &entry, &e.to_string()))
+    }
+
+    /// A version record's bytes, which hash to `id`.
+    pub fn version(&self, id: &Id) -> Result<Vec<u8>> {
+        Ok(self.plain(Kind::Version, id)?.2)
+    }
+
+    /// Bytes that an object takes in its pack: blocks, record and frames.
+    pub fn object_stored_bytes(&self, id: &Id) -> Option<u64> {
+        self.state().objects.get(id).map(|p| p.stored)
+    }
+
+    /// The pack that an object is read from.
+    pub fn pack_of_object(&self, id: &Id) -> Option<String> {
+        self.state().objects.get(id).map(|p| p.pack.name.clone())
+    }
+
+    /// The pack that a recipe is read from.
+    pub fn pack_of_recipe(&self, id: &Id) -> Option<String> {
+        self.state().recipes.get(id).map(|p| p.pack.name.clone())
+    }
+
+    /// Bytes that a recipe takes in its pack.
+    pub fn recipe_stored_bytes(&self, id: &Id) -> Option<u64> {
+        self.state().recipes.get(id).map(|p| p.stored)
+    }
+
+    /// File stems, sorted; those that cannot be read included.
+    pub fn pack_names(&self) -> Vec<String> {
+        let state = self.state();
+        let mut names: Vec<_> = state.packs.keys().chain(state.later.keys()).chain(state.findings.keys()).collect();
+        names.sort();
+        names.dedup();
+        names.into_iter().cloned().collect()
+    }
+
+    /// Bytes of all readable packs.
+    pub fn pack_bytes(&self) -> u64 {
+        self.state().packs.values().map(|p| p.bytes).sum()
+    }
+
+    /// What was found wrong when packs were opened.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.state().findings.values().flatten().cloned().collect()
+    }
+
+    /// Objects, recipes and versions that a pack holds, sorted; copies that other packs hold too are included.
+    pub fn names_in(&self, pack: &str) -> Vec<(Kind, Id)> {
+        let path = self.dir.join(format!("{pack}.pack"));
+        let indexed = self.disk.open(&path).ok().and_then(|f| scan::index(&*f, pack).ok());
+        indexed.map(|i| i.entries.iter().map(|e| (e.kind, e.id)).collect()).unwrap_or_default()
+    }
+
+    /// Reads and checks every byte of a pack, for fsck. Damage goes to `f`; an error is a pack that can't be
+    /// opened or that a later mgit wrote.
+    pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<()> {
+        let path = self.dir.join(format!("{pack}.pack"));
+        let file = self.disk.open(&path).at(&path)?;
+        let indexed = scan::index(&*file, pack)?;
+        let key = self.keys.fetch_add(1, Ordering::Relaxed);
+        let pack = Arc::new(Pack { name: pack.to_owned(), key, path, bytes: indexed.bytes });
+        scan::walk(&pack, &*file, &indexed, f);
+        Ok(())
+    }
+
+    fn find(&self, kind: Kind, id: &Id) -> Result<(Place, Entry)> {
+        let state = self.state();
+        let Some(place) = state.of(kind).get(id).cloned() else {
+            return Err(match state.later.values().next() {
+                Some(what) => StoreError::Later { what: what.clone() },
+                None => StoreError::Missing { what: kind.as_str(), id: *id },
+            });
+        };
+        let entry = Entry { kind, id: *id, offset: place.offset, len: place.len, stored: place.stored };
+        Ok((place, entry))
+    }
+
+    fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Vec<u8>)> {
+        let (place, entry) = self.find(kind, id)?;
+        let file = self.file(&place.pack)?;
+        let bytes = scan::read_plain(&*file, &entry).map_err(|why| damaged(&place, &entry, &why))?;
+        Ok((place, entry, bytes))
+    }
+
+    fn file(&self, pack: &Pack) -> Result<Arc<dyn DiskFile>> {
+        if let Some(file) = self.files.get(&pack.key) {
+            return Ok(file);
+        }
+        let file: Arc<dyn DiskFile> = self.disk.open(&pack.path).at(&pack.path)?.into();
+        self.files.put(pack.key, file.clone(), 1);
+        Ok(file)
+    }
+}
+
+fn damaged(place: &Place, entry: &Entry, why: &str) -> StoreError {
+    let (kind, id, pack) = (entry.kind.as_str(), entry.id, &place.pack.name);
+    StoreError::damaged(format!("{kind} {id}, pack {pack} at {}: {why}", entry.offset))
+}
+
+/// Stems of the packs in a directory, sorted.
+fn pack_names(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
+    let stem = |n: &String| n.strip_suffix(".pack").filter(|s| parse_name(s).is_some()).map(str::to_owned);
+    Ok(disk.list(dir).at(dir)?.iter().filter_map(stem).collect())
+}
