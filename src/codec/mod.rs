@@ -16,9 +16,7 @@
 //! | 3   | ZSTD     | simple.rs  | no  |
 //! | 4   | PLANES   | solo.rs    | no  |
 //! | 5   | GROUPED  | grouped.rs | yes |
-//! | 6   | RESIDUAL | residual/ | yes |
-//! | 7   | MAGNITUDES | magnitude.rs | no |
-//! | 6   | RESIDUAL | residual/ | yes |
+//! | 6   | RESIDUAL | residual/  | yes |
 //! | 7   | MAGNITUDES | magnitude.rs | no |
 
 mod ans;
