@@ -1,6 +1,6 @@
 //! The groups of a segment on AVX2: what decode.rs does, eight elements at a time, to the same bytes.
 //!
-//! The only unsafe code of the codec. Memory is touched through pointers in six places, each with its argument;
+//! The only unsafe code of the codec. Memory is touched through pointers only with an argument beside it;
 //! they rest on what `segment` checks before each group: no word and no raw bit has been read past the end, and
 //! both buffers have room for one group more (ans.rs: LANES words; bits.rs: SPARE bytes).
 //! 16-bit elements are computed in the upper half of 32-bit lanes, whose wrapping is then theirs.
