@@ -452,7 +452,7 @@ fn busy<T>(path: &Path) -> Result<T> {
     let by = if users.is_empty() { String::new() } else { format!(", by {}", users.join(", ")) };
     fail_hint(
         format!("{} is busy: files or directories in it are still open{by}", path.display()),
-        "close them, or detach it with `mgit umount --force`",
+        "close them, or detach it with `mgit umount --lazy`",
     )
 }
 
