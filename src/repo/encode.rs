@@ -56,9 +56,11 @@ impl Todo<'_> {
         }
     }
 
-    fn base_block(&self, repo: &Repo, index: u64) -> Result<Option<BaseBlock>, RepoError> {
+    /// `None` also where the base is damaged: what is new is not lost with what is old.
+    fn base_block(&self, repo: &Repo, index: u64) -> Option<BaseBlock> {
         let len = block_len(self.length(), index);
-        self.base.as_ref().map(|b| repo.base_block(b, index, len, true)).transpose()
+        let read = repo.base_block(self.base.as_ref()?, index, len, true);
+        read.map_err(|e| log::warn!("no base for block {index} of {}: {e}", self.piece.id)).ok()
     }
 
     /// Shows the codec blocks from all over the object.
@@ -68,7 +70,7 @@ impl Todo<'_> {
         let mut raws = Vec::new();
         for i in 0..take {
             let index = i * n / take;
-            raws.push((self.raw(index)?, self.base_block(repo, index)?));
+            raws.push((self.raw(index)?, self.base_block(repo, index)));
         }
         let samples: Vec<(&[u8], Vec<&[u8]>)> =
             raws.iter().map(|(raw, base)| (&raw[..], base.iter().map(BaseBlock::bytes).collect())).collect();
@@ -136,7 +138,7 @@ fn start(
 
 fn encode_block(repo: &Repo, todo: &Todo, plan: &Plan, index: u64) -> Result<(u8, Vec<u8>), RepoError> {
     let raw = todo.raw(index)?;
-    let base = todo.base_block(repo, index)?;
+    let base = todo.base_block(repo, index);
     let bases: Vec<&[u8]> = base.iter().map(BaseBlock::bytes).collect();
     let mut out = Vec::with_capacity(raw.len() + 64);
     let tag = plan.encode(index, &raw, &bases, &mut out);

@@ -43,20 +43,21 @@ fn key(dtype: &str, shape: &[u64]) -> Shape {
 }
 
 impl Candidates {
-    /// All tensors of the given versions. A version that cannot be read gives none.
-    pub fn of_versions(repo: &Repo, versions: &[Id]) -> Result<Candidates, RepoError> {
+    /// All tensors of the given versions, as far as they can be read.
+    pub fn of_versions(repo: &Repo, versions: &[Id]) -> Candidates {
         let mut out = Candidates::default();
         let mut seen = HashSet::new();
         for id in versions {
-            for file in repo.record(id)?.files.iter().filter(|f| f.path.ends_with(".safetensors")) {
-                for extent in repo.packs.recipe(&file.recipe)?.extents {
-                    if seen.insert(extent.object) {
-                        out.add(repo.open_object(&extent.object)?);
+            for object in tensors_of(repo, id) {
+                if seen.insert(object) {
+                    match repo.open_object(&object) {
+                        Ok(open) => out.add(open),
+                        Err(e) => log::warn!("a tensor of {id} cannot be a base: {e}"),
                     }
                 }
             }
         }
-        Ok(out)
+        out
     }
 
     fn add(&mut self, object: Arc<OpenObject>) {
@@ -81,13 +82,28 @@ impl Candidates {
         let sample = Sample::of_file(file, piece)?;
         let mut best: Option<(f64, &Arc<OpenObject>)> = None;
         for c in candidates.iter().filter(fits).take(MAX_TRIED) {
-            let d = sample.distance_to(repo, c)?;
+            let Ok(d) = sample.distance_to(repo, c) else { continue };
             if best.is_none_or(|(b, _)| d < b) {
                 best = Some((d, c));
             }
         }
         best.map(|(_, c)| reanchor(repo, c)).transpose()
     }
+}
+
+/// The objects of a version's safetensors files.
+fn tensors_of(repo: &Repo, version: &Id) -> Vec<Id> {
+    let list = || -> Result<Vec<Id>, RepoError> {
+        let mut objects = Vec::new();
+        for file in repo.record(version)?.files.iter().filter(|f| f.path.ends_with(".safetensors")) {
+            objects.extend(repo.packs.recipe(&file.recipe)?.extents.iter().map(|e| e.object));
+        }
+        Ok(objects)
+    };
+    list().unwrap_or_else(|e| {
+        log::warn!("{version} gives no bases: {e}");
+        Vec::new()
+    })
 }
 
 /// The nearest candidates of many pieces.
