@@ -16,7 +16,7 @@ const BLOCK: usize = 1 << 16;
 const TENSOR: u64 = 256 * MIB;
 const TENSORS: u64 = 8;
 
-/// The content of the file's blocks: all different, half of them of bytes that compress.
+/// The content of the file's blocks, all different: noise, in the first tensor such as weights are.
 struct Blocks {
     noise: Vec<u8>,
     floats: Vec<u8>,
@@ -30,7 +30,7 @@ impl Blocks {
     }
 
     fn put(&self, n: u64, out: &mut [u8]) {
-        out.copy_from_slice(if n.is_multiple_of(2) { &self.noise } else { &self.floats });
+        out.copy_from_slice(if n < TENSOR / BLOCK as u64 { &self.floats } else { &self.noise });
         // A number that no other block has, here and there, so that no two of their pages are alike.
         out.chunks_mut(4096).for_each(|page| page[..8].copy_from_slice(&(n << 20 | n).to_le_bytes()));
     }
