@@ -95,7 +95,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 
 fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
     let name = match &a.name {
-        Some(name) => name.parse::<VersionRef>()?,
+        Some(name) => new_name(name)?,
         None => default_name(&a.path)?,
     };
     let value = import(g, a, &a.path, name, !g.json)?;
@@ -103,6 +103,14 @@ fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
         out::print_json(&value)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Unlike a reference to a version, the name of a new one is never `latest`.
+fn new_name(name: &str) -> Result<VersionRef> {
+    if let Some((_, version)) = name.split_once('@') {
+        version.parse::<VersionName>()?;
+    }
+    Ok(name.parse()?)
 }
 
 fn default_name(path: &Path) -> Result<VersionRef> {

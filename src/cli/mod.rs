@@ -116,7 +116,7 @@ impl Global {
 
 /// Parses the arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
-    let filter = env_logger::Env::new().filter_or("MGIT_LOG", "warn");
+    let filter = env_logger::Env::new().filter_or("MGIT_LOG", "warn,sled=off"); // What fails in sled, we tell.
     env_logger::Builder::from_env(filter).format_target(false).init();
     let cli = Cli::parse();
     match run(&cli) {

@@ -50,7 +50,13 @@ fn segment(s: &str) -> Result<(), NameError> {
 
 /// A hostile name, fit for one line of a terminal.
 pub fn printable(s: &str) -> String {
-    let mut out: String = s.chars().take(100).flat_map(|c| c.escape_debug()).collect();
+    let mut out = String::new();
+    for c in s.chars().take(100) {
+        match c {
+            '\'' | '"' => out.push(c),
+            c => out.extend(c.escape_debug()),
+        }
+    }
     if s.chars().count() > 100 {
         out.push('…');
     }

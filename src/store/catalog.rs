@@ -65,12 +65,20 @@ pub struct Catalog {
     db: sled::Db,
 }
 
+/// What to do about a catalog that cannot be used.
+const HINT: &str = "'mgit fsck --rebuild' makes it anew";
+
 fn failed(e: sled::Error) -> StoreError {
-    StoreError::Catalog { what: e.to_string() }
+    match &e {
+        sled::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => {
+            StoreError::Catalog { what: io.to_string() }
+        }
+        _ => StoreError::Catalog { what: format!("{e}; {HINT}") },
+    }
 }
 
 fn senseless(what: &str) -> StoreError {
-    StoreError::Catalog { what: format!("{what} makes no sense; it can be remade from the journal") }
+    StoreError::Catalog { what: format!("{what} makes no sense; {HINT}") }
 }
 
 fn config() -> sled::Config {
