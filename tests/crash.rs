@@ -32,6 +32,7 @@ enum Step {
         previous: Option<&'static str>,
     },
     Link(&'static str, &'static str),
+    Follow(&'static str, &'static str),
     Unlink(&'static str, &'static str),
     Remove(&'static [&'static str]),
 }
@@ -64,9 +65,13 @@ impl World {
                 let child = w.living.get_mut(*child).unwrap();
                 child.parents.insert(parent.to_string());
             }
+            Step::Follow(child, previous) => {
+                w.living.get_mut(*child).unwrap().previous = Some(previous.to_string());
+            }
             Step::Unlink(child, parent) => {
                 let child = w.living.get_mut(*child).unwrap();
                 child.parents.remove(*parent);
+                child.previous.take_if(|p| p == parent);
             }
             Step::Remove(versions) => {
                 for v in *versions {
@@ -143,6 +148,9 @@ impl Inputs {
             }
             Step::Link(child, parent) => {
                 engine.link(&reference(child), &reference(parent), Some(Relation::Distill))?;
+            }
+            Step::Follow(child, previous) => {
+                engine.link(&reference(child), &reference(previous), None)?;
             }
             Step::Unlink(child, parent) => {
                 engine.unlink(&reference(child), &reference(parent))?;
@@ -222,6 +230,10 @@ const LIFE: &[Step] = &[
     Step::Link("child@v1", "small@v2"),
     Step::Import { version: "more@v1", input: "small-3", parents: &["child@v1", "small@v2"], previous: None },
     Step::Unlink("child@v1", "small@v1"),
+    Step::Import { version: "small@v3", input: "small", parents: &[], previous: None },
+    Step::Follow("small@v3", "small@v2"),
+    Step::Follow("small@v3", "small@v1"),
+    Step::Unlink("small@v3", "small@v1"),
     Step::Remove(&["more@v1", "small@v2"]),
 ];
 
@@ -288,12 +300,12 @@ fn a_whole_life_crashes_at_every_operation() {
     let whole = i.lab.create(1);
     let first = whole.ops();
     let [done, _] = live(&i, &whole, LIFE, World::default(), None, false);
-    assert_eq!((done.living.len(), done.gone.len()), (2, 2));
+    assert_eq!((done.living.len(), done.gone.len()), (3, 2));
     let (last, syncs) = (whole.ops(), whole.syncs());
     assert!(last > first + 30 && syncs > 20, "{first} {last} {syncs}");
     let (mut kept, mut lost) = (0, 0);
     for at in first..=last {
-        for seed in 0..3 {
+        for seed in 0..5 {
             let of = format!("crash at operation {at}, seed {seed}");
             let sim = i.lab.create(at * 100 + seed);
             sim.crash_at(at);
@@ -322,7 +334,7 @@ fn a_large_import_crashes_at_every_operation_and_at_every_sync() {
     assert!(ops >= 9 && syncs >= 3, "{ops} operations, {syncs} syncs");
     let mut outcomes = BTreeSet::new();
     for at in 0..=ops {
-        for seed in 0..4 {
+        for seed in 0..6 {
             let of = format!("crash at operation {at} of {ops}, seed {seed}");
             let sim = copy_of(&origin, at * 1000 + seed);
             sim.crash_at(sim.ops() + at);

@@ -89,13 +89,14 @@ pub fn assert_same(got: &Files, want: &Files, of: &str) {
 /// directory of that name is really there too, and empty: import looks up where it is.)
 pub struct Lab {
     pub dir: tempfile::TempDir,
+    pub effort: Effort,
 }
 
 impl Lab {
     pub fn new() -> Lab {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("repo")).unwrap();
-        Lab { dir }
+        Lab { dir, effort: Effort::Fast }
     }
 
     pub fn repo_dir(&self) -> PathBuf {
@@ -135,7 +136,7 @@ impl Lab {
             previous,
             relation: Some(Relation::Finetune),
             message: String::new(),
-            effort: Effort::Fast,
+            effort: self.effort,
         };
         prepare(repo, &spec, &Silent)
     }
