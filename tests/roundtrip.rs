@@ -281,12 +281,18 @@ fn add(files: &mut Files, path: String, bytes: Option<Vec<u8>>) {
     }
 }
 
-/// A model directory: any number of safetensors files, any others.
+/// A model directory: safetensors files, sometimes one of them twice, and any others.
 fn tree() -> impl Strategy<Value = Files> {
-    (prop::collection::vec((prop::option::of(name()), layout()), 1..3), ordinary()).prop_map(|(layouts, mut files)| {
+    let layouts = prop::collection::vec((prop::option::of(name()), layout()), 1..3);
+    (layouts, prop::bool::weighted(0.3), ordinary()).prop_map(|(layouts, twice, mut files)| {
         for (i, (dir, layout)) in layouts.into_iter().enumerate() {
             let dir = dir.map_or(String::new(), |d| format!("{d}/"));
-            add(&mut files, format!("{dir}model-{i}.safetensors"), Some(file_of(&layout)));
+            let bytes = file_of(&layout);
+            if twice {
+                add(&mut files, format!("copy of {i}.safetensors"), Some(bytes.clone()));
+                add(&mut files, format!("{i}.bin"), Some(bytes.clone()));
+            }
+            add(&mut files, format!("{dir}model-{i}.safetensors"), Some(bytes));
         }
         if files.values().all(Option::is_none) {
             files.insert("config.json".to_owned(), Some(b"{}".to_vec()));
@@ -349,7 +355,9 @@ impl Shelf {
     }
 }
 
+/// As many cases, unless `PROPTEST_CASES` asks for another number.
 fn config(cases: u32) -> Config {
+    let cases = std::env::var("PROPTEST_CASES").map_or(cases, |n| n.parse().unwrap());
     Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() }
 }
 
@@ -678,9 +686,38 @@ fn any_directory_comes_back_through_the_program_and_the_mount() {
         assert_same(&read_tree(&at), files, &format!("t{i} in the mount"));
         sizes_agree(&at, files);
     }
+    for (i, files) in trees.iter().enumerate().skip(28) {
+        let file = std::fs::File::open(m.at.join(format!("models/line/t{i}/model.safetensors"))).unwrap();
+        ranges_agree(&file, files["model.safetensors"].as_ref().unwrap(), &mut noise);
+    }
     for i in (0..trees.len()).rev().step_by(7) {
         b.ok(&["verify", path(i).to_str().unwrap(), &format!("line@t{i}")]);
     }
+}
+
+fn ranges_agree(file: &std::fs::File, bytes: &[u8], noise: &mut Noise) {
+    for _ in 0..40 {
+        let at = noise.next() as usize % (bytes.len() + 1);
+        let len = (noise.next() as usize % 100_000).min(bytes.len() - at);
+        let mut got = vec![0; len];
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut got, at as u64).unwrap();
+        assert!(got == bytes[at..at + len], "{at}+{len}");
+    }
+    let past = std::os::unix::fs::FileExt::read_at(file, &mut [0; 9], bytes.len() as u64 + 5).unwrap();
+    assert_eq!(past, 0, "bytes past the end");
+}
+
+#[test]
+fn a_single_file_comes_back_under_its_name() {
+    let b = Bench::new();
+    let layout = layout().new_tree(&mut TestRunner::deterministic()).unwrap().current();
+    let files = Files::from([("my model (1).safetensors".to_owned(), Some(file_of(&layout)))]);
+    write_tree(&b.path("in"), &files);
+    let path = b.path("in/my model (1).safetensors");
+    b.ok(&["import", path.to_str().unwrap(), "--as", "single"]);
+    b.ok(&["export", "single", b.path("out").to_str().unwrap()]);
+    assert_same(&read_tree(&b.path("out")), &files, "export");
+    b.ok(&["verify", path.to_str().unwrap(), "single"]);
 }
 
 fn sizes_agree(at: &Path, files: &Files) {
