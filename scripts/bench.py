@@ -389,6 +389,7 @@ def machine(arguments, work):
         "filesystem": fs,
         "cold": "drop_caches" if os.getuid() == 0 else "fadvise (not root)",
         "rounds": arguments.rounds,
+        "load before": f"{arguments.load:.1f}",
     }
 
 
@@ -403,6 +404,7 @@ def main():
     parser.add_argument("more", nargs="*", metavar="MODEL_DIR[:PARENT]", help="more models for the rows on space")
     arguments = parser.parse_args()
     arguments.models = arguments.models.resolve()
+    arguments.load = os.getloadavg()[0]  # a busy machine's figures say little; let it be seen
     only = set(arguments.only.split(","))
 
     models = [(arguments.models / d, *rest) for d, *rest in FAMILIES]
@@ -442,7 +444,8 @@ def main():
         print(", ".join(f"{k} {v}" for k, v in about.items()))
         print(table)
         goals = [row["goal"]["met"] for row in table.rows if row["goal"]]
-        print(f"\n{sum(goals)} of {len(goals)} goals met")
+        if goals:
+            print(f"\n{sum(goals)} of {len(goals)} goals met")
 
 
 if __name__ == "__main__":

@@ -231,6 +231,9 @@ fn attach(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd> {
                 "`modprobe fuse`; in a container, --device /dev/fuse --cap-add SYS_ADMIN",
             );
         }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return fail_hint("this user may not open /dev/fuse", "run mgit as root, or `chmod 666 /dev/fuse` as root");
+        }
         Err(e) => return fail(format!("cannot open /dev/fuse: {e}")),
     };
     match mount_directly(&device, mountpoint, options) {
@@ -368,7 +371,7 @@ impl Mount {
 /// The topmost mount at exactly `path`.
 fn top_mount(path: &Path) -> Result<Option<Mount>> {
     let table = fs::read("/proc/self/mountinfo").or_else(|e| fail(format!("cannot read /proc/self/mountinfo: {e}")))?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse_mount).filter(|(at, _)| at == path).last().map(|(_, m)| m))
+    Ok(table.split(|b| *b == b'\n').filter_map(parse_mount).rfind(|(at, _)| at == path).map(|(_, m)| m))
 }
 
 /// A line of proc(5)'s mountinfo: `id parent major:minor root at options [fields…] - type source …`.
@@ -449,7 +452,7 @@ fn busy<T>(path: &Path) -> Result<T> {
     let by = if users.is_empty() { String::new() } else { format!(", by {}", users.join(", ")) };
     fail_hint(
         format!("{} is busy: files or directories in it are still open{by}", path.display()),
-        "close them, or detach it with `mgit umount --force`",
+        "close them, or detach it with `mgit umount --lazy`",
     )
 }
 

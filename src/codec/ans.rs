@@ -263,7 +263,7 @@ mod tests {
             for x in edges.into_iter().flat_map(|x| [x.saturating_sub(1), x, x + 1]).filter(|x| (1..limit).contains(x))
             {
                 let x = x as u32;
-                assert_eq!(step.advance(x), (x / f << BITS).wrapping_add(x % f + 3), "{x} / {f}");
+                assert_eq!(step.advance(x), ((x / f) << BITS).wrapping_add(x % f + 3), "{x} / {f}");
             }
         }
     }

@@ -30,6 +30,16 @@ impl BitWriter {
         self.count &= 7;
     }
 
+    /// The first `k` values, each as `put`.
+    #[inline(always)]
+    pub fn put_group<const N: usize>(&mut self, values: &[u32; N], bits: &[u32; N], k: usize) {
+        let mut local = BitWriter { bytes: std::mem::take(&mut self.bytes), ..*self };
+        for j in 0..k.min(N) {
+            local.put(values[j], bits[j]);
+        }
+        *self = local;
+    }
+
     pub fn finish(mut self) -> Vec<u8> {
         self.bytes.truncate(self.at + (self.count > 0) as usize);
         self.bytes

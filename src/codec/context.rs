@@ -89,7 +89,7 @@ pub(super) static PRIOR: LazyLock<Box<Weights>> = LazyLock::new(prior);
 pub(super) static PRIOR_TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| Arc::new(Tables::new(&PRIOR)));
 
 /// `2^(k/4)` for the quarter bits.
-pub(super) const QUARTERS: [f64; 4] = [1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429];
+pub(super) const QUARTERS: [f64; 4] = [1.0, 1.189207115002721, std::f64::consts::SQRT_2, 1.681792830507429];
 
 /// `2^(k/4)` by exact operations.
 pub(super) fn power(k: i32) -> f64 {

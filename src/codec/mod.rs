@@ -5,6 +5,9 @@
 //! Each encoding has a stable tag; the encoder tries what cheap statistics suggest and keeps the smallest, never
 //! more than the block itself. The decoder trusts nothing: whatever the bytes, it fills `out` or says [`Damage`].
 //!
+//! Parameters: none (the prior tables), or u8 flags, then tables (tables.rs) where flag 1 is set, then a staircase
+//! (stairs.rs) where flag 2 is.
+//!
 //! | tag | name     | file       | needs bases |
 //! |-----|----------|------------|-------------|
 //! | 0   | RAW      | simple.rs  | no  |
@@ -13,9 +16,7 @@
 //! | 3   | ZSTD     | simple.rs  | no  |
 //! | 4   | PLANES   | solo.rs    | no  |
 //! | 5   | GROUPED  | grouped.rs | yes |
-//! | 6   | RESIDUAL | residual/ | yes |
-//! | 7   | MAGNITUDES | magnitude.rs | no |
-//! | 6   | RESIDUAL | residual/ | yes |
+//! | 6   | RESIDUAL | residual/  | yes |
 //! | 7   | MAGNITUDES | magnitude.rs | no |
 
 mod ans;
@@ -102,7 +103,7 @@ pub fn needs_bases(tag: u8) -> bool {
 
 impl Plan {
     /// `samples`: some blocks of the tensor, each with the same range of each base (same order of bases, same
-    /// length as the block). No bases: solo.
+    /// length as the block). No bases: solo. Sixteen, spread over the tensor, are enough.
     pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
         let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), stairs: None, params: Vec::new() };
         if residual::applies(spec) {
@@ -252,7 +253,7 @@ impl Plan {
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
             MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
-            RESIDUAL => residual::decode(&self.model(), block, encoded, bases, out),
+            RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }
     }

@@ -15,6 +15,8 @@ use super::residual::KINDS;
 pub(super) type Counts = [[u32; 256]; CONTEXTS];
 
 const HELD: f64 = 12.0;
+/// Bits that a level must save in the samples.
+const PAYS: f64 = 4.0;
 
 pub(super) fn no_counts() -> Box<Counts> {
     Box::new([[0; 256]; CONTEXTS])
@@ -36,9 +38,10 @@ pub(super) fn learn(counts: &Counts) -> (Tables, Vec<u8>) {
                 (4.0 * (p * sum / prior[s]).log2()).round().clamp(-80.0, 80.0) as i8
             })
             .collect();
-        // Symbols that come out uncodable in any case need no exact level.
+        // A level that saves less than it costs is noise.
         for (level, s) in levels.iter_mut().zip(order()) {
-            if counts[s] == 0 && prior[s] * power(*level as i32) / sum < 1e-4 {
+            let (bits, p) = (*level as f64 / 4.0, prior[s] / sum);
+            if counts[s] as f64 * bits - n * p * (bits.exp2() - 1.0) * std::f64::consts::LOG2_E < PAYS {
                 *level = 0;
             }
         }

@@ -20,7 +20,7 @@ use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, ParentEdge, Relation, VersionRecord};
-use crate::store::pack::{PackWriter, remove_leftovers};
+use crate::store::pack::{PackWriter, SealedPack, remove_leftovers};
 
 /// What to import, its place in the lineage already resolved.
 pub struct ImportSpec {
@@ -42,6 +42,8 @@ pub struct Prepared {
     pub pack: String,
     /// Size of the pack: all that this import added.
     pub new_stored_bytes: u64,
+    /// Keep the packs from being taken for garbage until the journal names them.
+    leases: Vec<SealedPack>,
 }
 
 impl Prepared {
@@ -83,13 +85,15 @@ pub fn rename_prepared(repo: &Repo, prepared: Prepared, version: VersionName) ->
     let writer = PackWriter::create(repo.disk.clone(), &repo.dir.join("packs"))?;
     let mut again = seal(VersionRecord { version, ..prepared.record }, writer)?;
     again.new_stored_bytes += prepared.new_stored_bytes;
+    again.leases.extend(prepared.leases);
     Ok(again)
 }
 
 fn seal(record: VersionRecord, mut writer: PackWriter) -> Result<Prepared, RepoError> {
     let id = writer.put_version(&record.encode())?;
     let sealed = writer.seal()?;
-    Ok(Prepared { record, id, pack: sealed.name, new_stored_bytes: sealed.bytes })
+    let (pack, new_stored_bytes) = (sealed.name.clone(), sealed.bytes);
+    Ok(Prepared { record, id, pack, new_stored_bytes, leases: vec![sealed] })
 }
 
 fn refuse_overlap(repo: &Repo, spec: &ImportSpec) -> Result<(), RepoError> {

@@ -270,11 +270,12 @@ impl PackWriter {
         if self.failed || !self.blocks.is_empty() {
             return Err(StoreError::Misuse("a pack was sealed after a failure or within an object"));
         }
-        let end = footer(&mut self.entries, self.at);
         if self.entries.len() * ENTRY > u32::MAX as usize {
             return Err(StoreError::Misuse("too many things for one pack"));
         }
-        self.write(&end)?;
+        let end = footer(&mut self.entries, self.at);
+        self.at += end.len() as u64;
+        self.buffer.extend_from_slice(&end);
         self.flush()?;
         let (tmp, pack) = (self.path("tmp"), self.path("pack"));
         self.file().sync().at(&tmp)?;
@@ -311,12 +312,6 @@ impl PackWriter {
         self.at += FRAME + payload.len() as u64;
         put_frame(&mut self.buffer, kind, payload);
         if self.buffer.len() < BUFFER { Ok(()) } else { self.flush() }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.at += bytes.len() as u64;
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -365,7 +360,7 @@ fn lease(disk: &dyn Disk, dir: &Path, name: &str) -> Result<Option<Box<dyn DiskF
 pub fn remove_leftovers(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in disk.list(dir).at(dir)? {
-        if !name.strip_suffix(".tmp").is_some_and(|n| parse_name(n).is_some()) {
+        if name.strip_suffix(".tmp").and_then(parse_name).is_none() {
             continue;
         }
         let path = dir.join(&name);

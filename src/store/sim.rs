@@ -280,6 +280,13 @@ impl SimDisk {
         self.shared.lock().faults.insert(op, fault);
     }
 
+    /// No operation fails any more.
+    pub fn heal(&self) {
+        let mut state = self.shared.lock();
+        state.faults.clear();
+        state.full_from = None;
+    }
+
     /// From operation `op` on the disk is full, for everything but removals; `None`: it has space.
     pub fn full_from(&self, op: Option<u64>) {
         self.shared.lock().full_from = op;

@@ -53,8 +53,11 @@ fn path(name: &str) -> std::path::PathBuf {
     Path::new(DIR).join(format!("{name}.pack"))
 }
 
+/// The disk twice, ids, and the pack's name.
+type Tiny = (SimDisk, Arc<dyn Disk>, Vec<(Kind, Id)>, String);
+
 /// A disk with one pack of two objects, a recipe and a version, and all their ids.
-fn tiny() -> (SimDisk, Arc<dyn Disk>, Vec<(Kind, Id)>, String) {
+fn tiny() -> Tiny {
     let (sim, disk) = new_disk(1);
     let mut w = PackWriter::create_named(disk.clone(), Path::new(DIR), [0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
     let (a, empty) = (object(65, 5), object(0, 0));
@@ -386,6 +389,7 @@ fn a_fault_at_every_operation_is_an_error_and_no_more() {
             commit(&disk, 1).unwrap();
             sim.fail_at(sim.ops() + op, fault);
             finished = commit(&disk, 2).is_ok();
+            sim.heal();
             let found = whole_versions(&disk, None);
             assert_eq!(found.len(), if finished { 2 } else { 1 }, "operation {op}");
             remove_leftovers(&*disk, Path::new(DIR)).unwrap();

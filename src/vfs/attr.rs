@@ -46,7 +46,6 @@ pub fn blocks(bytes: u64, stored: u64) -> u64 {
 
 /// A commit's time as the system has it.
 pub fn time(at: Timestamp) -> SystemTime {
-    let nanos = at.as_nanosecond();
-    let since = Duration::from_nanos(u64::try_from(nanos.unsigned_abs()).unwrap_or(u64::MAX));
-    if nanos < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
+    let since = Duration::new(at.as_second().unsigned_abs(), at.subsec_nanosecond().unsigned_abs());
+    if at < Timestamp::UNIX_EPOCH { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
 }

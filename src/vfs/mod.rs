@@ -17,8 +17,6 @@ mod handle;
 mod node;
 pub mod repo;
 mod source;
-#[cfg(test)]
-mod tests;
 mod tree;
 mod xattr;
 
@@ -607,3 +605,6 @@ fn statvfs(path: &Path) -> Option<Statfs> {
         name_max: 255,
     })
 }
+
+#[cfg(test)]
+mod tests;

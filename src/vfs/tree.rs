@@ -201,6 +201,17 @@ impl Trees {
         Ok(tree)
     }
 
+    /// How many are kept.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        locked(self.0.lock()).len()
+    }
+
+    #[cfg(test)]
+    pub fn forget_all(&self) {
+        locked(self.0.lock()).clear();
+    }
+
     fn recent(&self, version: &Version) -> Option<Arc<Tree>> {
         let mut trees = locked(self.0.lock());
         let at = trees.iter().rposition(|t| t.version.id == version.id)?;

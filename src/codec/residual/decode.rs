@@ -8,16 +8,27 @@ use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
 use crate::codec::plane::{at_end, get_varint, take};
 use crate::codec::word::restore;
 
-struct Decoder<'a> {
+pub(super) struct Decoder<'a> {
     flags: u8,
-    slots: &'a [u32; SLOTS],
-    reader: Reader,
-    noise: BitReader,
+    pub(super) slots: &'a [u32; SLOTS],
+    pub(super) reader: Reader,
+    pub(super) noise: BitReader,
+    vectors: bool,
     escapes: &'a [u8],
 }
 
+/// Does this machine have vectors that decode.rs can use?
+pub(in crate::codec) fn has_vectors() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx2::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// `vectors`: use them where there are any; the bytes are the same.
 pub(in crate::codec) fn decode(
     model: &Model,
+    vectors: bool,
     block: u64,
     mut input: &[u8],
     bases: &[&[u8]],
@@ -31,7 +42,8 @@ pub(in crate::codec) fn decode(
     let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
     let reader = Reader::new(&mut input, words)?;
     let noise = BitReader::new(take(&mut input, noise)?);
-    let mut d = Decoder { flags: head[1], slots: model.tables.slots(), reader, noise, escapes: input };
+    let vectors = vectors && has_vectors();
+    let mut d = Decoder { flags: head[1], slots: model.tables.slots(), reader, noise, vectors, escapes: input };
     let scale = i16::from_le_bytes([head[2], head[3]]);
     by_kind!(model.spec, W, FLOAT => d.block::<W, FLOAT>(model, block, scale, base, out))
 }
@@ -86,7 +98,8 @@ impl Decoder<'_> {
         Ok(rows)
     }
 
-    fn check(&self) -> Result<(), Damage> {
+    #[inline(always)]
+    pub(super) fn check(&self) -> Result<(), Damage> {
         if self.reader.overrun() || self.noise.overrun() {
             return Err(Damage("encoded block is short"));
         }
@@ -94,12 +107,32 @@ impl Decoder<'_> {
     }
 
     fn segment<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+        let done = self.by_vectors::<W, FLOAT>(row, base, out)?;
         let chunk = LANES * W::BYTES;
-        for (base, out) in base.chunks(chunk).zip(out.chunks_mut(chunk)) {
+        for (base, out) in base[done..].chunks(chunk).zip(out[done..].chunks_mut(chunk)) {
             self.group::<W, FLOAT>(row, base, out)?;
             self.check()?;
         }
         Ok(())
+    }
+
+    /// Decodes what this machine has vectors for; returns how many bytes.
+    #[cfg(target_arch = "x86_64")]
+    fn by_vectors<W: Word, const FLOAT: bool>(
+        &mut self,
+        row: &Row,
+        base: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Damage> {
+        if !self.vectors {
+            return Ok(0);
+        }
+        avx2::whole_groups::<W, FLOAT>(self, row, base, out)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn by_vectors<W: Word, const FLOAT: bool>(&mut self, _: &Row, _: &[u8], _: &mut [u8]) -> Result<usize, Damage> {
+        Ok(0)
     }
 
     /// LANES elements, or the block's last few.
@@ -139,7 +172,12 @@ impl Decoder<'_> {
 
     /// Puts zeros and escapes in their places.
     #[cold]
-    fn specials<W: Word>(&mut self, symbols: &[u32; LANES], bases: &[W; LANES], out: &mut [u8]) -> Result<(), Damage> {
+    pub(super) fn specials<W: Word>(
+        &mut self,
+        symbols: &[u32; LANES],
+        bases: &[W; LANES],
+        out: &mut [u8],
+    ) -> Result<(), Damage> {
         for ((o, &symbol), &base) in out.chunks_exact_mut(W::BYTES).zip(symbols).zip(bases) {
             match symbol as u8 {
                 ZERO => zero_of(self.flags, false, base).store(o),

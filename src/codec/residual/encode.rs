@@ -222,11 +222,8 @@ impl Coder<'_> {
     /// Codes the first `k` of a group; the usual case, nothing special among them, in steps that vectorise.
     #[inline(always)]
     fn group<W: Word, const FLOAT: bool>(&self, g: &Group<W>, k: usize, s: &mut Symbols) {
-        let mut entries = [0u32; LANES];
+        let entries: [u32; LANES] = std::array::from_fn(|j| self.row.entry(g.base[j]));
         let mut r: [u32; LANES] = std::array::from_fn(|j| g.residual[j].signed() as u32);
-        for j in 0..LANES {
-            entries[j] = self.row.entry(g.base[j]);
-        }
         if let Some(f) = &self.row.stairs {
             (0..LANES).for_each(|j| r[j] = g.residual[j].sub(W::from_u32(f.get(g.base[j]) as u32)).signed() as u32);
         }
@@ -243,10 +240,9 @@ impl Coder<'_> {
         if special {
             self.specials::<W, FLOAT>(g, &r, &entries, k, &mut symbols, s);
         }
-        for j in 0..k {
-            let noise = if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 };
-            s.noise.put(r[j] & ((1 << noise) - 1), noise);
-        }
+        let noise = std::array::from_fn(|j| if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 });
+        let low = std::array::from_fn(|j| r[j] & ((1u32 << noise[j]) - 1));
+        s.noise.put_group::<LANES>(&low, &noise, k);
         s.body.extend_from_slice(&symbols[..k]);
     }
 

@@ -16,6 +16,8 @@
 //! lowest first; the escaped scales; the escaped elements; the last `len % width` bytes of the block.
 //! Little-endian throughout.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod decode;
 mod encode;
 
@@ -26,6 +28,8 @@ use super::word::{Exponent, Word};
 use super::{BLOCK, Spec};
 use crate::model::dtype::Elem;
 pub(super) use decode::decode;
+#[cfg(test)]
+pub(super) use decode::has_vectors;
 pub(super) use encode::{count, encode};
 
 const SHORT: usize = 128;
