@@ -2,6 +2,8 @@
 //! are always ended, and small models made of reproducible noise.
 #![allow(dead_code)] // Each test program uses its own part.
 
+pub mod lab;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
