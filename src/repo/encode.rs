@@ -23,7 +23,7 @@ use crate::store::pack::PackWriter;
 
 /// Decoded bytes of one batch: what is in memory at once, and once more encoded.
 const BATCH: u64 = 8 << 20;
-/// Blocks shown to the codec for its choice: about 1 MiB.
+/// Blocks shown to the codec for its choice: one in three, up to about 1 MiB.
 const SAMPLES: u64 = 16;
 
 /// An object to store, and the base that was found for it.
@@ -66,7 +66,7 @@ impl Todo<'_> {
     /// Shows the codec blocks from all over the object.
     fn plan(&self, repo: &Repo, effort: Effort) -> Result<Plan, RepoError> {
         let n = block_count(self.length());
-        let take = n.min(SAMPLES);
+        let take = n.div_ceil(3).min(SAMPLES);
         let mut raws = Vec::new();
         for i in 0..take {
             let index = i * n / take;
