@@ -388,6 +388,43 @@ fn a_crash_while_a_crash_is_mended_loses_nothing() {
     assert!((1..seed as u32).contains(&ends), "{ends} of {seed} second lives ended well");
 }
 
+#[test]
+fn two_imports_at_once_crash_and_keep_what_each_was_told() {
+    let i = Inputs::new();
+    let (origin, world) = settled(&i, 11);
+    // Both hold the same new tensor; either may find the other's pack or write its own.
+    let steps = [
+        Step::Import { version: "one@v1", input: "small-2", parents: &["small@v1"], previous: None },
+        Step::Import { version: "two@v1", input: "small-2", parents: &["base@v1"], previous: None },
+    ];
+    let (mut none, mut both) = (0, 0);
+    for at in 0..24 {
+        for seed in 0..4 {
+            let of = format!("two imports, crash at operation {at}, seed {seed}");
+            let sim = copy_of(&origin, at * 10 + seed);
+            let engine = i.open(&sim, None).unwrap();
+            sim.crash_at(sim.ops() + at);
+            let told: Vec<bool> = std::thread::scope(|s| {
+                let (i, sim, engine) = (&i, &sim, &engine);
+                let take = |step| s.spawn(move || i.take(sim, engine, step).is_ok());
+                let threads: Vec<_> = steps.iter().map(take).collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            assert!(at < 20 || told == [true, true], "{of}: an import failed without a crash");
+            drop(engine);
+            let mut allowed = vec![world.clone()];
+            for (step, told) in steps.iter().zip(&told) {
+                let with: Vec<World> = allowed.iter().map(|w| w.after(step)).collect();
+                allowed = if *told { with } else { [allowed, with].concat() };
+            }
+            i.recover(&sim.reboot(), None, &allowed.iter().collect::<Vec<_>>(), &of);
+            none += (told == [false, false]) as u32;
+            both += (told == [true, true]) as u32;
+        }
+    }
+    assert!(none > 0 && both > 0, "{none} {both}");
+}
+
 /// The operating system's error at the bottom.
 fn errno(e: &RepoError) -> Option<i32> {
     match e {

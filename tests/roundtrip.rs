@@ -457,8 +457,8 @@ fn mutate(w: &Weight, how: &str, noise: &mut Noise) -> Weight {
         }
         "other dtype" => {
             let width = bits(dtype);
-            let same = DTYPES[..KNOWN].iter().filter(|d| bits(d) == width && **d != dtype);
-            dtype = same.last().unwrap_or(&"U8");
+            let mut same = DTYPES[..KNOWN].iter().filter(|d| bits(d) == width && **d != dtype);
+            dtype = same.next_back().unwrap_or(&"U8");
             if bits(dtype) != width {
                 rows = 1;
                 bytes.resize(row_bytes(dtype), 3);
