@@ -14,7 +14,7 @@ use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::lineage::Lineage;
 use crate::model::name::{ModelName, VersionName, VersionRef};
-use crate::model::record::{ParentEdge, Relation};
+use crate::model::record::{EntryKind, ParentEdge, Relation, VersionRecord};
 use crate::store::catalog::Catalog;
 use crate::store::disk::Disk;
 use crate::store::journal::Journal;
@@ -108,6 +108,7 @@ impl Engine {
         if record.model != *model || record.version != *version || record.files.is_empty() {
             return Err(RepoError::damaged(format!("version record {id} is not that of {model}@{version}")));
         }
+        self.refuse_incomplete(&record)?;
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         self.refuse_used(model, version)?;
         for parent in parents.iter().map(|p| &p.id).chain(previous) {
@@ -118,6 +119,18 @@ impl Engine {
         let id = *id;
         self.commit(&mut journal, vec![event])?;
         self.catalog.by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
+    }
+
+    /// What the import found stored already must still be there.
+    fn refuse_incomplete(&self, record: &VersionRecord) -> Result<(), RepoError> {
+        for file in record.files.iter().filter(|f| f.kind == EntryKind::File) {
+            let recipe = self.repo.packs.recipe(&file.recipe)?;
+            if let Some(e) = recipe.extents.iter().find(|e| !self.repo.packs.has_object(&e.object)) {
+                let id = e.object.short();
+                return Err(RepoError::refused(format!("object {id} vanished meanwhile; import again")));
+            }
+        }
+        Ok(())
     }
 
     /// Removes versions, all or none. Returns what was removed.
