@@ -18,7 +18,7 @@ use crate::model::record::{EntryKind, ParentEdge, Relation, VersionRecord};
 use crate::store::catalog::Catalog;
 use crate::store::disk::Disk;
 use crate::store::journal::Journal;
-use crate::store::{RepoLock, lock_exclusive};
+use crate::store::{RepoLock, StoreError, lock_exclusive};
 
 /// A version with its edges, each end as a head.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct Detail {
 /// Catalog, journal and the lock that makes them ours.
 pub struct Engine {
     pub repo: Arc<Repo>,
-    catalog: Catalog,
+    catalog: RwLock<Arc<Catalog>>,
     journal: Mutex<Journal>,
     /// Told after each change, with the models that it touched.
     listener: RwLock<Option<Listener>>,
@@ -47,15 +47,19 @@ impl Engine {
     /// Takes the repository's lock and brings the catalog up to the journal. `None` when another has it.
     pub fn try_open(repo: Arc<Repo>) -> Result<Option<Engine>, RepoError> {
         let Some(lock) = lock_exclusive(&repo.disk, &repo.dir, false)? else { return Ok(None) };
-        let catalog = Catalog::open(&repo.dir.join("catalog"))?;
+        let catalog = open_catalog(&repo.dir.join("catalog"))?;
         Engine::with(repo, catalog, lock).map(Some)
     }
 
     /// As [`try_open`](Self::try_open), with a catalog of the caller's.
     pub fn with(repo: Arc<Repo>, catalog: Catalog, lock: RepoLock) -> Result<Engine, RepoError> {
         let journal = Journal::open(repo.disk.clone(), &repo.dir.join("journal"))?;
-        catch_up(&catalog, &journal)?;
+        let catalog = match catch_up(&catalog, &journal) {
+            Err(e) if is_full(&e) => temporary(&journal)?,
+            done => done.map(|()| catalog)?,
+        };
         let journal = Mutex::new(journal);
+        let catalog = RwLock::new(Arc::new(catalog));
         Ok(Engine { repo, catalog, journal, listener: RwLock::new(None), _lock: lock })
     }
 
@@ -63,23 +67,23 @@ impl Engine {
         *self.listener.write().unwrap_or_else(|e| e.into_inner()) = Some(listener);
     }
 
-    pub fn catalog(&self) -> &Catalog {
-        &self.catalog
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// The version that a reference names.
     pub fn resolve(&self, reference: &VersionRef) -> Result<Head, RepoError> {
         let head = match &reference.version {
-            Some(v) => self.catalog.find(&reference.model, v)?,
-            None => self.catalog.newest(&reference.model)?,
+            Some(v) => self.catalog().find(&reference.model, v)?,
+            None => self.catalog().newest(&reference.model)?,
         };
         head.ok_or_else(|| RepoError::refused(format!("no version '{reference}' here; 'mgit ls' shows what there is")))
     }
 
     /// The name that the next version of a model gets by default.
     pub fn next_name(&self, model: &ModelName) -> Result<VersionName, RepoError> {
-        let mut n = self.catalog.ever(model)? + 1;
-        while self.catalog.name_used(model, &VersionName::numbered(n))? {
+        let mut n = self.catalog().ever(model)? + 1;
+        while self.catalog().name_used(model, &VersionName::numbered(n))? {
             n += 1;
         }
         Ok(VersionName::numbered(n))
@@ -87,9 +91,9 @@ impl Engine {
 
     /// Fails when the name was ever given to a version of the model.
     pub fn refuse_used(&self, model: &ModelName, version: &VersionName) -> Result<(), RepoError> {
-        match self.catalog.name_used(model, version)? {
+        match self.catalog().name_used(model, version)? {
             false => Ok(()),
-            true if self.catalog.find(model, version)?.is_some() => {
+            true if self.catalog().find(model, version)?.is_some() => {
                 Err(RepoError::refused(format!("{model}@{version} exists already; choose another version name")))
             }
             true => Err(RepoError::refused(format!(
@@ -112,13 +116,13 @@ impl Engine {
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         self.refuse_used(model, version)?;
         for parent in parents.iter().map(|p| &p.id).chain(previous) {
-            if self.catalog.by_id(parent)?.is_none_or(|h| h.removed) {
+            if self.catalog().by_id(parent)?.is_none_or(|h| h.removed) {
                 return Err(RepoError::refused(format!("the parent {} was removed meanwhile", parent.short())));
             }
         }
         let id = *id;
         self.commit(&mut journal, vec![event])?;
-        self.catalog.by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
+        self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
     }
 
     /// What the import found stored already must still be there.
@@ -185,7 +189,7 @@ impl Engine {
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         let (child, parent) = (self.resolve(child)?, self.resolve(parent)?);
         let linked =
-            self.catalog.parents(&child.id)?.iter().any(|p| p.id == parent.id) || child.previous == Some(parent.id);
+            self.catalog().parents(&child.id)?.iter().any(|p| p.id == parent.id) || child.previous == Some(parent.id);
         if !linked {
             let (c, p) = (label(&child), label(&parent));
             return Err(RepoError::refused(format!("{c} has no edge to {p}; 'mgit show {c}' lists them")));
@@ -196,10 +200,21 @@ impl Engine {
 
     fn commit(&self, journal: &mut Journal, events: Vec<Event>) -> Result<(), RepoError> {
         let position = journal.append(&events)?;
-        self.catalog.apply(&events, position)?;
+        let catalog = self.catalog();
+        if let Err(e) = catalog.apply(&events, position).and_then(|()| catalog.flush()) {
+            self.replace_catalog(journal, &e)?;
+        }
         if let Some(listener) = &*self.listener.read().unwrap_or_else(|e| e.into_inner()) {
             listener(&events);
         }
+        Ok(())
+    }
+
+    /// What the journal has, has happened: where the catalog's disk is full, one beside it answers from now on.
+    fn replace_catalog(&self, journal: &Journal, why: &StoreError) -> Result<(), RepoError> {
+        log::warn!("{why}: a temporary one is made from the journal");
+        let fresh = temporary(journal)?;
+        *self.catalog.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(fresh);
         Ok(())
     }
 
@@ -210,7 +225,7 @@ impl Engine {
 
     pub fn detail_of(&self, head: Head) -> Result<Detail, RepoError> {
         let head_of = |id: &Id| {
-            self.catalog
+            self.catalog()
                 .by_id(id)?
                 .ok_or_else(|| RepoError::damaged(format!("an edge leads to {id}, which never was committed")))
         };
@@ -218,10 +233,10 @@ impl Engine {
             edges.iter().map(|e| Ok((head_of(&e.id)?, e.relation))).collect::<Result<Vec<_>, RepoError>>()
         };
         Ok(Detail {
-            parents: ends(self.catalog.parents(&head.id)?)?,
-            children: ends(self.catalog.children(&head.id)?)?,
+            parents: ends(self.catalog().parents(&head.id)?)?,
+            children: ends(self.catalog().children(&head.id)?)?,
             previous: head.previous.as_ref().map(head_of).transpose()?,
-            next: self.catalog.next(&head.id)?.iter().map(head_of).collect::<Result<_, _>>()?,
+            next: self.catalog().next(&head.id)?.iter().map(head_of).collect::<Result<_, _>>()?,
             head,
         })
     }
@@ -229,31 +244,31 @@ impl Engine {
     /// All edges, those of removed versions too.
     pub fn lineage(&self) -> Result<Lineage, RepoError> {
         let mut edges = Vec::new();
-        for head in self.catalog.ever_all()? {
+        for head in self.catalog().ever_all()? {
             edges.extend(head.previous.map(|p| (p, head.id)));
-            edges.extend(self.catalog.parents(&head.id)?.iter().map(|p| (p.id, head.id)));
+            edges.extend(self.catalog().parents(&head.id)?.iter().map(|p| (p.id, head.id)));
         }
         Ok(Lineage::from_edges(edges))
     }
 
     fn name_of(&self, id: &Id) -> Result<String, RepoError> {
-        Ok(self.catalog.by_id(id)?.map_or_else(|| id.short(), |h| label(&h)))
+        Ok(self.catalog().by_id(id)?.map_or_else(|| id.short(), |h| label(&h)))
     }
 
     /// Forgets the catalog and makes it anew from the journal.
     pub fn rebuild(&self) -> Result<(), RepoError> {
         let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
-        self.catalog.clear()?;
-        catch_up(&self.catalog, &journal)
+        self.catalog().clear()?;
+        catch_up(&self.catalog(), &journal)
     }
 
     /// How the catalog differs from what the journal says; empty when it does not.
     pub fn check_catalog(&self) -> Result<Vec<String>, RepoError> {
         let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
-        let fresh = Catalog::temporary()?;
-        catch_up(&fresh, &journal)?;
+        let fresh = temporary(&journal)?;
         let mut out = Vec::new();
-        for (ours, theirs) in [(&self.catalog, &fresh), (&fresh, &self.catalog)] {
+        let live = self.catalog();
+        for (ours, theirs) in [(&*live, &fresh), (&fresh, &*live)] {
             for head in ours.ever_all()? {
                 let same = theirs.by_id(&head.id)?.as_ref() == Some(&head)
                     && theirs.parents(&head.id)? == ours.parents(&head.id)?;
@@ -271,11 +286,41 @@ pub fn label(head: &Head) -> String {
     format!("{}@{}", head.model, head.version)
 }
 
+/// The catalog. One that cannot be read (a full disk breaks it) gives way to an empty one, which the journal
+/// fills again; where there is no space for that, to one that lasts as long as this process.
+fn open_catalog(dir: &Path) -> Result<Catalog, RepoError> {
+    let opened = match Catalog::open(dir) {
+        Err(StoreError::Catalog { what }) => {
+            log::warn!("the catalog is made anew from the journal, for it cannot be read: {what}");
+            Catalog::delete(dir)?;
+            Catalog::open(dir)
+        }
+        other => other,
+    };
+    match opened.map_err(RepoError::from) {
+        Err(e) if is_full(&e) => Ok(Catalog::temporary()?),
+        other => other,
+    }
+}
+
+fn is_full(e: &RepoError) -> bool {
+    matches!(e, RepoError::Store(StoreError::Io { error, .. }) if error.kind() == std::io::ErrorKind::StorageFull)
+}
+
+/// What the journal says, in a catalog that vanishes when dropped.
+fn temporary(journal: &Journal) -> Result<Catalog, RepoError> {
+    let fresh = Catalog::temporary()?;
+    catch_up(&fresh, journal)?;
+    Ok(fresh)
+}
+
 fn catch_up(catalog: &Catalog, journal: &Journal) -> Result<(), RepoError> {
     let from = catalog.position()?;
     let mut apply = |events: &[Event], position| catalog.apply(events, position);
-    journal.replay(from, &mut apply)?;
-    Ok(())
+    match journal.replay(from, &mut apply)? {
+        end if Some(end) == from => Ok(()),
+        _ => Ok(catalog.flush()?),
+    }
 }
 
 /// Makes a new repository in `dir`, which must not exist or be empty.

@@ -69,11 +69,11 @@ pub struct Catalog {
 const HINT: &str = "'mgit fsck --rebuild' makes it anew";
 
 fn failed(e: sled::Error) -> StoreError {
-    match &e {
-        sled::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => {
-            StoreError::Catalog { what: io.to_string() }
+    match e {
+        sled::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            StoreError::Io { what: "catalog".to_owned(), error }
         }
-        _ => StoreError::Catalog { what: format!("{e}; {HINT}") },
+        e => StoreError::Catalog { what: format!("{e}; {HINT}") },
     }
 }
 
