@@ -567,7 +567,8 @@ fn a_catalog_of_garbage_is_made_anew() {
     let show = |m| f.b.ok(&["show", m, "--json"]);
     let before = (show("base"), show("tuned"), f.b.ok(&["ls", "--json"]));
     let catalog = f.b.repo().join("catalog");
-    let wreck: [(&str, fn(&Path)); 3] = [
+    type Wreck = (&'static str, fn(&Path));
+    let wreck: [Wreck; 3] = [
         ("overwritten", |c| {
             for entry in fs::read_dir(c).unwrap().flatten().filter(|e| e.path().is_file()) {
                 fs::write(entry.path(), Noise(5).bytes(3000)).unwrap();
