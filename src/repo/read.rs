@@ -97,24 +97,22 @@ impl Repo {
     }
 
     fn open_below(&self, id: &Id, cost: u8) -> Result<Arc<OpenObject>, RepoError> {
-        let open = match self.caches.objects.get(id) {
-            Some(open) => open,
-            None => self.open_fresh(id)?,
-        };
-        if open.stored.record.cost >= cost {
+        let held = self.caches.objects.get(id);
+        let stored = held.as_ref().map_or_else(|| self.packs.object(id), |open| Ok(open.stored.clone()))?;
+        // Before its bases are opened, or a circle of them would never end.
+        if stored.record.cost >= cost {
             return Err(RepoError::damaged(format!("object {id}: its cost is not below that of what is built on it")));
         }
-        Ok(open)
+        held.map_or_else(|| self.open_fresh(stored), Ok)
     }
 
-    fn open_fresh(&self, id: &Id) -> Result<Arc<OpenObject>, RepoError> {
-        let stored = self.packs.object(id)?;
-        let r = &stored.record;
+    fn open_fresh(&self, stored: Arc<StoredObject>) -> Result<Arc<OpenObject>, RepoError> {
+        let (id, r) = (stored.record.id, &stored.record);
         let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
         let plan = Plan::from_params(spec, &r.params).map_err(|e| RepoError::damaged(format!("object {id}: {e}")))?;
         let bases = r.bases.iter().map(|b| self.open_below(b, r.cost)).collect::<Result<Vec<_>, _>>()?;
         let open = Arc::new(OpenObject { stored, plan, bases });
-        self.caches.objects.insert(*id, open.clone());
+        self.caches.objects.insert(id, open.clone());
         Ok(open)
     }
 
@@ -262,5 +260,42 @@ impl FileReader {
             rest = &mut rest[n..];
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::object_id;
+    use crate::model::object::{BlockInfo, ObjectRecord};
+    use crate::store::disk::Disk;
+    use crate::store::pack::PackWriter;
+    use crate::store::sim::SimDisk;
+
+    fn object(byte: u8, cost: u8, bases: Vec<Id>) -> ObjectRecord {
+        let (value, shape) = (block_value(&[byte], 0, 1), vec![1]);
+        let id = object_id("U8", &shape, &Id(value));
+        let (blocks, values) = (vec![BlockInfo { tag: codec::RAW, encoded: 1 }], vec![value]);
+        let (dtype, length, row_bytes, params) = ("U8".to_owned(), 1, 0, vec![]);
+        ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values }
+    }
+
+    #[test]
+    fn a_circle_of_bases_is_damage_and_ends() {
+        let (sim, dir) = (SimDisk::new(1), std::path::Path::new("/r"));
+        let disk: Arc<dyn Disk> = Arc::new(sim);
+        crate::store::create(&disk, dir).unwrap();
+        let (a, b) = (object(1, 1, vec![]).id, object(2, 1, vec![]).id);
+        let mut writer = PackWriter::create(disk.clone(), &dir.join("packs")).unwrap();
+        for (byte, base) in [(1, b), (2, a)] {
+            writer.put_block(&[byte]).unwrap();
+            writer.put_object(&object(byte, 2, vec![base])).unwrap();
+        }
+        writer.seal().unwrap();
+        let repo = Repo::open(dir, disk, 1 << 20).unwrap();
+        for id in [a, b] {
+            let why = repo.open_object(&id).err().expect("a circle").to_string();
+            assert!(why.contains("its cost is not below"), "{why}");
+        }
     }
 }
