@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::model::event::Event;
-use crate::model::id::Id;
+use crate::model::id::{Id, path_tag};
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
@@ -110,8 +110,7 @@ fn history(engine: &Engine, reference: Option<VersionRef>) -> Result<Vec<Detail>
 /// Where the daemon of a repository listens.
 pub fn socket_path(repo_dir: &Path) -> PathBuf {
     let real = repo_dir.canonicalize().unwrap_or_else(|_| repo_dir.to_owned());
-    let name = &Id::of(real.as_os_str().as_encoded_bytes()).to_string()[..16];
-    runtime_dir().join(format!("{name}.sock"))
+    runtime_dir().join(path_tag(&real) + ".sock")
 }
 
 fn runtime_dir() -> PathBuf {

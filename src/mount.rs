@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use crate::fuse;
-use crate::model::id::Id;
+use crate::model::id::path_tag;
 use crate::vfs::{Source, Vfs};
 
 /// What a mount is called in `findmnt -t fuse.mgit`.
@@ -483,8 +483,7 @@ pub fn log_path(repo: &Path) -> Result<PathBuf> {
     let Some(state) = state else {
         return fail_hint("there is no place for a log", "set HOME or XDG_STATE_HOME");
     };
-    let name = Id::of(repo.as_os_str().as_bytes()).to_string()[..16].to_owned();
-    Ok(state.join("mgit").join(name + ".log"))
+    Ok(state.join("mgit").join(path_tag(&repo) + ".log"))
 }
 
 fn open_log(path: &Path) -> io::Result<File> {

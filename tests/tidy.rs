@@ -23,7 +23,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("zstd", &["codec"]),
     ("sled", &["store"]),
     ("rayon", &["repo"]),
-    ("quick_cache", &["repo"]),
+    ("quick_cache", &["store", "repo"]),
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),

@@ -21,9 +21,6 @@ pub struct Args {
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
-    if a.rebuild {
-        remove_broken_catalog(g)?;
-    }
     let (repo, mut session) = g.session()?;
     if a.rebuild {
         session.call(Request::Rebuild)?;
@@ -52,15 +49,4 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         out::print_lines([format!("{blocks} blocks and {versions} versions checked: {verdict}")])?;
     }
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// A catalog that cannot be opened is in the way of making it anew; the journal has all that it held.
-fn remove_broken_catalog(g: &Global) -> Result<()> {
-    use crate::repo::RepoError;
-    use crate::store::StoreError;
-    let repo = g.open()?;
-    match crate::control::Session::open(&repo) {
-        Err(RepoError::Store(StoreError::Catalog { .. })) => Ok(std::fs::remove_dir_all(repo.dir.join("catalog"))?),
-        other => other.map(drop).map_err(Into::into),
-    }
 }

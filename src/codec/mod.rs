@@ -145,7 +145,6 @@ impl Plan {
         residual::Model { spec: self.spec, tables: &self.tables, stairs: self.stairs.as_ref() }
     }
 
-    /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
     /// About how many bytes the plan takes in memory once it has decoded a block.
     pub fn memory(&self) -> u64 {
         match self.params.is_empty() {
@@ -154,6 +153,7 @@ impl Plan {
         }
     }
 
+    /// Codec-private, stored once for the tensor; at most 64 KiB, empty is fine.
     pub fn params(&self) -> Vec<u8> {
         self.params.clone()
     }

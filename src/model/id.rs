@@ -12,6 +12,7 @@
 //! against the id, however it is encoded.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -39,6 +40,12 @@ impl Id {
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }
+}
+
+/// Sixteen hex digits that stand for a path, so that what belongs to a repository but lies elsewhere (its
+/// socket, its log) has a short name.
+pub fn path_tag(path: &Path) -> String {
+    Id::of(path.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned()
 }
 
 impl fmt::Display for Id {

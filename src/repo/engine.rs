@@ -314,7 +314,19 @@ fn temporary(journal: &Journal) -> Result<Catalog, RepoError> {
     Ok(fresh)
 }
 
+/// Takes in what the journal has and the catalog has not; one that makes no sense is forgotten first.
 fn catch_up(catalog: &Catalog, journal: &Journal) -> Result<(), RepoError> {
+    match catch_up_from_position(catalog, journal) {
+        Err(RepoError::Store(StoreError::Catalog { what })) => {
+            log::warn!("the catalog is made anew from the journal, for it cannot be read: {what}");
+            catalog.clear()?;
+            catch_up_from_position(catalog, journal)
+        }
+        done => done,
+    }
+}
+
+fn catch_up_from_position(catalog: &Catalog, journal: &Journal) -> Result<(), RepoError> {
     let from = catalog.position()?;
     let mut apply = |events: &[Event], position| catalog.apply(events, position);
     match journal.replay(from, &mut apply)? {

@@ -100,9 +100,9 @@ pub fn verify(
         }
     }
     for entry in &record.files {
-        match found.iter().find(|f| f.name() == entry.path) {
-            None => differences.push(format!("{}: missing", entry.path)),
-            Some(f) => differences.extend(compare(repo, entry, f, progress)?),
+        match found.binary_search_by(|f| f.name().cmp(&entry.path)) {
+            Err(_) => differences.push(format!("{}: missing", entry.path)),
+            Ok(i) => differences.extend(compare(repo, entry, &found[i], progress)?),
         }
     }
     Ok(differences)

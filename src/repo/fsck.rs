@@ -18,7 +18,7 @@ use crate::codec;
 use crate::model::id::Id;
 use crate::model::layout::{self, What};
 use crate::model::name::printable;
-use crate::model::record::{EntryKind, FileEntry, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry};
 use crate::store::pack::Kind;
 use crate::store::{ScanItem, StoreError};
 
@@ -196,7 +196,7 @@ fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeM
     for head in living {
         let Ok(record) = repo.record(&head.id) else { continue };
         for file in &record.files {
-            for (object, piece) in wanted_in(repo, &record, file, wanted) {
+            for (object, piece) in wanted_in(repo, file, wanted) {
                 let text = format!("{piece} of {}@{} ({})", head.model, head.version, printable(&file.path));
                 users.entry(object).or_default().insert(text);
             }
@@ -205,8 +205,7 @@ fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeM
     users
 }
 
-fn wanted_in(repo: &Arc<Repo>, record: &VersionRecord, file: &FileEntry, wanted: &HashSet<Id>) -> Vec<(Id, String)> {
-    debug_assert!(record.files.contains(file));
+fn wanted_in(repo: &Arc<Repo>, file: &FileEntry, wanted: &HashSet<Id>) -> Vec<(Id, String)> {
     let Ok(recipe) = repo.packs.recipe(&file.recipe) else { return vec![] };
     if !recipe.extents.iter().any(|e| wanted.contains(&e.object)) {
         return vec![];

@@ -74,9 +74,9 @@ pub fn prepare(repo: &Repo, spec: &ImportSpec, progress: &dyn Progress) -> Resul
     let packs = repo.dir.join("packs");
     remove_leftovers(repo.disk.as_ref(), &packs)?;
     let mut writer = PackWriter::create(repo.disk.clone(), &packs)?;
-    let delta = store_objects(repo, spec, &files, &mut writer, progress)?;
+    let shared = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
-    let record = record_of(spec, &found, &hashed, delta);
+    let record = record_of(spec, &found, &hashed, shared);
     seal(record, writer)
 }
 
@@ -115,27 +115,21 @@ fn hash_found(found: &Found, progress: &dyn Progress) -> Result<Option<HashedFil
     }
 }
 
-/// How the new objects relate to the parents' tensors.
-#[derive(Default)]
-struct Shared {
-    /// There is a tensor that the store has bit for bit, or that has a base.
-    tensors: bool,
-}
-
+/// Writes what is new. True when there is a tensor that the store has bit for bit, or that has a base.
 fn store_objects(
     repo: &Repo,
     spec: &ImportSpec,
     files: &[&HashedFile],
     writer: &mut PackWriter,
     progress: &dyn Progress,
-) -> Result<Shared, RepoError> {
+) -> Result<bool, RepoError> {
     let fresh = fresh_objects(repo, files, progress);
     let bases: Vec<Id> = spec.parents.iter().copied().chain(spec.previous).collect();
     let candidates = Candidates::of_versions(repo, &bases);
     let paired = pair(repo, &candidates, &fresh)?;
     let tensors: usize = files.iter().flat_map(|f| &f.pieces).filter(|p| !p.piece.dtype().is_empty()).count();
     let fresh_tensors = fresh.iter().filter(|(_, p)| !p.piece.dtype().is_empty()).count();
-    let shared = Shared { tensors: fresh_tensors < tensors || paired.iter().any(Option::is_some) };
+    let shared = fresh_tensors < tensors || paired.iter().any(Option::is_some);
     let todo: Vec<Todo> =
         fresh.into_iter().zip(paired).map(|((file, piece), base)| Todo { file, piece, base }).collect();
     encode_all(repo, &todo, spec.effort, writer, progress)?;
@@ -175,8 +169,8 @@ fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) ->
     Ok(())
 }
 
-fn record_of(spec: &ImportSpec, found: &[Found], hashed: &[Option<HashedFile>], shared: Shared) -> VersionRecord {
-    let told = if shared.tensors { Relation::Finetune } else { Relation::Derived };
+fn record_of(spec: &ImportSpec, found: &[Found], hashed: &[Option<HashedFile>], shared: bool) -> VersionRecord {
+    let told = if shared { Relation::Finetune } else { Relation::Derived };
     let relation = spec.relation.unwrap_or(told);
     let entry = |(found, hashed): (&Found, &Option<HashedFile>)| match hashed {
         Some(h) => FileEntry {

@@ -114,7 +114,6 @@ pub fn each_model(dir: &Path) -> Result<Vec<(PathBuf, String)>, RepoError> {
     let mut found = Vec::new();
     let mut queue = vec![(dir.to_owned(), 0)];
     while let Some((at, depth)) = queue.pop() {
-        let mut below = subdirectories(&at)?;
         if let Some(name) = hub_name(&at) {
             let snapshots = subdirectories(&at.join("snapshots")).unwrap_or_default();
             found.extend(snapshots.into_iter().map(|s| (s, name.clone())));
@@ -125,8 +124,7 @@ pub fn each_model(dir: &Path) -> Result<Vec<(PathBuf, String)>, RepoError> {
             continue;
         }
         if depth < MAX_DEPTH {
-            below.reverse();
-            queue.extend(below.into_iter().map(|b| (b, depth + 1)));
+            queue.extend(subdirectories(&at)?.into_iter().rev().map(|b| (b, depth + 1)));
         }
     }
     Ok(found)

@@ -11,7 +11,6 @@ pub mod catalog;
 mod check;
 pub mod disk;
 pub mod journal;
-mod lru;
 pub mod pack;
 pub mod packs;
 pub mod root;

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use quick_cache::sync::Cache;
+
 use super::disk::{Disk, DiskFile};
-use super::lru::Lru;
 use super::pack::{Entry, FRAME, Kind, parse_name};
 use super::scan::{self, Finding, ScanItem};
 use super::{At, Result, StoreError};
@@ -21,10 +22,8 @@ use crate::model::id::Id;
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
 
-/// Bytes of object records kept in memory.
-const RECORDS: u64 = 64 << 20;
 /// Pack files kept open.
-const OPEN_FILES: u64 = 256;
+const OPEN_FILES: usize = 256;
 
 /// One pack file.
 pub(super) struct Pack {
@@ -69,11 +68,6 @@ impl StoredObject {
     pub fn describe_block(&self, index: u64) -> String {
         let at = self.starts.get(index as usize).copied().unwrap_or(0);
         format!("object {}, block {index}, pack {} at {at}", self.record.id, self.pack.name)
-    }
-
-    fn weight(&self) -> u64 {
-        let r = &self.record;
-        300 + (r.params.len() + 48 * r.blocks.len() + 32 * r.bases.len() + 8 * r.shape.len()) as u64
     }
 }
 
@@ -151,16 +145,15 @@ pub struct Packs {
     state: RwLock<State>,
     refreshing: Mutex<()>,
     keys: AtomicU64,
-    records: Lru<Id, Arc<StoredObject>>,
-    files: Lru<u64, Arc<dyn DiskFile>>,
+    files: Cache<u64, Arc<dyn DiskFile>>,
 }
 
 impl Packs {
     /// The packs in a directory.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
         let (state, refreshing, keys) = Default::default();
-        let (records, files) = (Lru::new(RECORDS), Lru::new(OPEN_FILES));
-        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, records, files };
+        let files = Cache::new(OPEN_FILES);
+        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, files };
         packs.refresh()?;
         Ok(packs)
     }
@@ -189,7 +182,6 @@ impl Packs {
         let mut state = State::default();
         names.iter().for_each(|n| state.add(self.load(n)));
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
-        self.records.clear();
         self.files.clear();
         Ok(())
     }
@@ -232,17 +224,12 @@ impl Packs {
         self.state().versions.contains_key(id)
     }
 
-    /// An object's record and place.
+    /// An object's record and place, read anew each time: readers keep what they open.
     pub fn object(&self, id: &Id) -> Result<Arc<StoredObject>> {
-        if let Some(held) = self.records.get(id) {
-            return Ok(held);
-        }
         let (place, entry) = self.find(Kind::Object, id)?;
         let file = self.file(&place.pack)?;
         let read = scan::read_object(&place.pack, &*file, &entry);
-        let object = Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?);
-        self.records.put(*id, object.clone(), object.weight());
-        Ok(object)
+        Ok(Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?))
     }
 
     /// The encoded bytes of a block, into `buf`. Not checked: the caller checks what they decode to.
@@ -351,7 +338,7 @@ impl Packs {
             return Ok(file);
         }
         let file: Arc<dyn DiskFile> = self.disk.open(&pack.path).at(&pack.path)?.into();
-        self.files.put(pack.key, file.clone(), 1);
+        self.files.insert(pack.key, file.clone());
         Ok(file)
     }
 }

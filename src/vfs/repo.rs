@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::source::{ReadAt, ReadError, Source, Version};
 use crate::model::id::Id;
-use crate::model::name::{ModelName, VersionName, VersionRef};
+use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
 use crate::repo::RepoError;
@@ -78,8 +78,7 @@ impl Source for RepoSource {
     fn parents_text(&self, id: &Id) -> Result<String, ReadError> {
         let text = || -> Result<String, RepoError> {
             let Some(head) = self.engine.catalog().by_id(id)? else { return Ok(String::new()) };
-            let reference = VersionRef { model: head.model.clone(), version: Some(head.version.clone()) };
-            let detail = self.engine.detail(&reference)?;
+            let detail = self.engine.detail_of(head)?;
             Ok(detail.parents.iter().map(|(p, _)| label(p)).collect::<Vec<_>>().join(" "))
         };
         told(text())
