@@ -121,7 +121,7 @@ fn needs_of(repo: &Arc<Repo>, object: &Id, index: u64) -> BTreeSet<Part> {
     let mut needs =
         BTreeSet::from([Part::Record(*object), Part::Block(*object, index), Part::BlockHead(*object, index)]);
     for base in &record.record.bases {
-        let below = needs_of(repo, base, index);
+        let below = needs_of(repo, &base.id, index);
         let delta = needs_bases(record.record.blocks[index as usize].tag);
         needs.extend(below.into_iter().filter(|p| delta || matches!(p, Part::Record(_))));
     }

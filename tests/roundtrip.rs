@@ -554,7 +554,7 @@ fn a_chain_of_twenty_versions_stays_cheap_to_read() {
         let (id, record) = shelf.keep(&files, &previous);
         for o in shelf.objects(&record, "model.safetensors") {
             assert!((1..=MAX_COST).contains(&o.cost) && MAX_COST == 8, "{} blocks for one of step {step}", o.cost);
-            let bases: Vec<_> = o.bases.iter().map(|b| shelf.repo.packs.object(b).unwrap().record.cost).collect();
+            let bases: Vec<_> = o.bases.iter().map(|b| shelf.repo.packs.object(&b.id).unwrap().record.cost).collect();
             assert_eq!(o.cost, 1 + bases.iter().sum::<u8>(), "the cost of a block counts all that is decoded for it");
             dearest = dearest.max(o.cost);
         }

@@ -5,8 +5,11 @@
 //! Each encoding has a stable tag; the encoder tries what cheap statistics suggest and keeps the smallest, never
 //! more than the block itself. The decoder trusts nothing: whatever the bytes, it fills `out` or says [`Damage`].
 //!
-//! Parameters: none (the prior tables), or u8 flags, then tables (tables.rs) where flag 1 is set, then a staircase
-//! (stairs.rs) where flag 2 is.
+//! Parameters: u8 0x80, varint length and a formula (formula/), where there is one; then none (the prior tables), or
+//! u8 flags, then tables (tables.rs) where flag 1 is set, then a staircase (stairs.rs) where flag 2 is.
+//!
+//! Where a child is a formula of its bases (formula/: a mix, a cast, a merged adapter, …), what the formula predicts
+//! stands in for the base.
 //!
 //! | tag | name     | file       | needs bases |
 //! |-----|----------|------------|-------------|
@@ -23,6 +26,7 @@ mod ans;
 mod bits;
 mod context;
 mod distance;
+mod formula;
 mod grouped;
 mod magnitude;
 mod plane;
@@ -39,6 +43,7 @@ mod tests;
 use crate::model::dtype::Elem;
 use ans::Tables;
 pub use distance::distance;
+pub use formula::{Formula, MAX_FORMULA, QuantizedFit, Sample, fit_low_rank, fit_mix};
 use stairs::Stairs;
 use std::sync::Arc;
 
@@ -99,6 +104,34 @@ pub struct Plan {
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
     matches!(tag, SAME | GROUPED | RESIDUAL)
+}
+
+/// Starts the parameters of a tensor with a formula.
+const FORMULA: u8 = 0x80;
+
+/// What is stored for a tensor: its formula, if it has one, then its plan.
+pub fn join_params(formula: Option<&Formula>, plan: &Plan) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Some(formula) = formula {
+        let bytes = formula.write();
+        out.push(FORMULA);
+        plane::put_varint(bytes.len(), &mut out);
+        out.extend_from_slice(&bytes);
+    }
+    out.extend_from_slice(&plan.params());
+    out
+}
+
+/// The inverse of [`join_params`].
+pub fn split_params(spec: Spec, params: &[u8]) -> Result<(Option<Formula>, Plan), Damage> {
+    let mut input = params;
+    if input.first() != Some(&FORMULA) {
+        return Ok((None, Plan::from_params(spec, input)?));
+    }
+    plane::take(&mut input, 1)?;
+    let length = plane::get_varint(&mut input)?;
+    let formula = Formula::read(plane::take(&mut input, length)?)?;
+    Ok((Some(formula), Plan::from_params(spec, input)?))
 }
 
 impl Plan {

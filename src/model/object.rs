@@ -13,7 +13,8 @@
 //! block_log2  u8      16
 //! cost        u8      blocks decoded for one of these, itself and all bases of bases; 1 to 8
 //! row         number  bytes of the last dimension's run, 0 if none
-//! bases       u8      then, for each: u8 mapping (0: the same byte range, past its end zeros), 32 id
+//! bases       u8      then, for each: u8 mapping, 32 id. Past a base's end there are zeros
+//!                     0  the same byte range  1  the same elements, of the base's own width  2  all of it
 //! params      bytes   the codec's tensor-wide parameters
 //! table               for each block: u8 codec tag, u32 LE encoded length
 //! values              for each block: 32 bytes
@@ -26,7 +27,46 @@ use super::wire::{Cursor, Malformed, put_bytes, put_num};
 /// Most blocks that may be decoded for one, itself and all bases of bases counted.
 pub const MAX_COST: u8 = 8;
 /// The codec's parameters of one object, in bytes.
-pub const MAX_PARAMS: usize = 1 << 16;
+pub const MAX_PARAMS: usize = (1 << 22) + (1 << 17);
+
+/// Which of a base's bytes a block is built on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mapping {
+    Bytes,
+    Elements,
+    Whole,
+}
+
+/// What an object's blocks are built on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Base {
+    pub id: Id,
+    pub mapping: Mapping,
+}
+
+impl Mapping {
+    const ALL: [Mapping; 3] = [Mapping::Bytes, Mapping::Elements, Mapping::Whole];
+
+    /// First byte and length, in a base of `total` bytes and elements of `base_width`, of what stands for
+    /// `len` bytes of block `index` of elements of `width`.
+    pub fn range(self, index: u64, len: usize, width: usize, total: u64, base_width: usize) -> (u64, usize) {
+        let (width, base_width) = (width as u64, base_width as u64);
+        match self {
+            Mapping::Bytes => (index * BLOCK, len),
+            Mapping::Elements => (index * (BLOCK / width) * base_width, (len as u64 / width * base_width) as usize),
+            Mapping::Whole => (0, total as usize),
+        }
+    }
+
+    /// Most blocks of the base that one block needs.
+    pub fn blocks(self, width: usize, total: u64, base_width: usize) -> u64 {
+        match self {
+            Mapping::Bytes => 1,
+            Mapping::Elements => base_width.div_ceil(width) as u64,
+            Mapping::Whole => block_count(total),
+        }
+    }
+}
 
 /// How one block is encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +84,7 @@ pub struct ObjectRecord {
     pub length: u64,
     pub cost: u8,
     pub row_bytes: u64,
-    pub bases: Vec<Id>,
+    pub bases: Vec<Base>,
     pub params: Vec<u8>,
     pub blocks: Vec<BlockInfo>,
     pub values: Vec<BlockValue>,
@@ -63,8 +103,8 @@ impl ObjectRecord {
         put_num(&mut out, self.row_bytes);
         out.push(self.bases.len() as u8);
         for base in &self.bases {
-            out.push(0);
-            out.extend_from_slice(&base.0);
+            out.push(base.mapping as u8);
+            out.extend_from_slice(&base.id.0);
         }
         put_bytes(&mut out, &self.params);
         for b in &self.blocks {
@@ -123,12 +163,12 @@ impl ObjectRecord {
     }
 }
 
-fn read_bases(c: &mut Cursor) -> Result<Vec<Id>, Malformed> {
+fn read_bases(c: &mut Cursor) -> Result<Vec<Base>, Malformed> {
     let n = c.byte()?;
     (0..n)
-        .map(|_| match c.byte()? {
-            0 => Ok(Id(c.array()?)),
-            _ => Err(Malformed("unknown mapping to a base")),
+        .map(|_| {
+            let mapping = *Mapping::ALL.get(c.byte()? as usize).ok_or(Malformed("unknown mapping to a base"))?;
+            Ok(Base { id: Id(c.array()?), mapping })
         })
         .collect()
 }
@@ -160,7 +200,7 @@ mod tests {
         let (dtype, shape, length) = ("F32".to_owned(), vec![2, 10_000], 80_000);
         let id = object_id(&dtype, &shape, &fold(&values, length));
         let blocks = vec![BlockInfo { tag: 3, encoded: 9 }, BlockInfo { tag: 0, encoded: 14_464 }];
-        let (bases, params) = (vec![Id([5; 32])], vec![1, 2, 3]);
+        let (bases, params) = (vec![Base { id: Id([5; 32]), mapping: Mapping::Elements }], vec![1, 2, 3]);
         ObjectRecord { id, dtype, shape, length, cost: 2, row_bytes: 40_000, bases, params, blocks, values }
     }
 

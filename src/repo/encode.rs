@@ -7,44 +7,43 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::choose::{Expected, Source, choose};
 use super::hash::{HashedFile, HashedPiece};
 use super::progress::Progress;
-use super::read::{BaseBlock, OpenObject};
+use super::pair::Near;
+use super::read::cost;
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Plan, Spec};
 use crate::model::dtype::Elem;
-use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
-use crate::model::object::{BlockInfo, ObjectRecord};
+use crate::model::id::{BLOCK, block_count, block_len, block_value};
+use crate::model::object::{Base, BlockInfo, ObjectRecord};
 use crate::store::pack::PackWriter;
 
 /// Decoded bytes of one batch: what is in memory at once, and once more encoded.
 const BATCH: u64 = 8 << 20;
-/// Blocks shown to the codec for its choice: one in three, up to about 1 MiB.
-const SAMPLES: u64 = 16;
 
-/// An object to store, and the base that was found for it.
+/// An object to store, and the stored tensors near it, the nearest first.
 pub struct Todo<'a> {
     pub file: &'a HashedFile,
     pub piece: &'a HashedPiece,
-    pub base: Option<Arc<OpenObject>>,
+    pub near: Vec<Near>,
 }
 
 impl Todo<'_> {
-    fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         self.piece.piece.length
     }
 
-    fn spec(&self) -> Spec {
+    pub(super) fn spec(&self) -> Spec {
         let p = &self.piece.piece;
         Spec { elem: Elem::of(p.dtype()), row_bytes: p.row_bytes() as usize }
     }
 
     /// The bytes of block `index`, equal to those that were hashed.
-    fn raw(&self, index: u64) -> Result<Vec<u8>, RepoError> {
+    pub(super) fn raw(&self, index: u64) -> Result<Vec<u8>, RepoError> {
         let mut raw = vec![0; block_len(self.length(), index)];
         let at = self.piece.piece.offset + index * BLOCK;
         File::open(&self.file.source)
@@ -55,31 +54,11 @@ impl Todo<'_> {
             false => Err(RepoError::Changed(self.file.source.clone())),
         }
     }
-
-    /// `None` also where the base is damaged: what is new is not lost with what is old.
-    fn base_block(&self, repo: &Repo, index: u64) -> Option<BaseBlock> {
-        let len = block_len(self.length(), index);
-        let read = repo.base_block(self.base.as_ref()?, index, len, true);
-        read.map_err(|e| log::warn!("no base for block {index} of {}: {e}", self.piece.id)).ok()
-    }
-
-    /// Shows the codec blocks from all over the object.
-    fn plan(&self, repo: &Repo, effort: Effort) -> Result<Plan, RepoError> {
-        let n = block_count(self.length());
-        let take = n.div_ceil(3).min(SAMPLES);
-        let mut raws = Vec::new();
-        for i in 0..take {
-            let index = i * n / take;
-            raws.push((self.raw(index)?, self.base_block(repo, index)));
-        }
-        let samples: Vec<(&[u8], Vec<&[u8]>)> =
-            raws.iter().map(|(raw, base)| (&raw[..], base.iter().map(BaseBlock::bytes).collect())).collect();
-        Ok(Plan::choose(self.spec(), effort, &samples))
-    }
 }
 
 /// An object whose blocks are being written.
 struct Active {
+    source: Source,
     plan: Plan,
     blocks: Vec<BlockInfo>,
 }
@@ -104,7 +83,7 @@ pub fn encode_all(
         start(repo, todo, &batch, effort, &mut active)?;
         let encoded = batch
             .par_iter()
-            .map(|&(t, index)| encode_block(repo, &todo[t], &active[t].as_ref().expect("started").plan, index))
+            .map(|&(t, index)| encode_block(repo, &todo[t], active[t].as_ref().expect("started"), index))
             .collect::<Result<Vec<_>, RepoError>>()?;
         for (&(t, index), (tag, bytes)) in batch.iter().zip(&encoded) {
             writer.put_block(bytes)?;
@@ -129,17 +108,18 @@ fn start(
     active: &mut [Option<Active>],
 ) -> Result<(), RepoError> {
     let first: Vec<usize> = batch.iter().filter(|(_, index)| *index == 0).map(|(t, _)| *t).collect();
-    let plans = first.par_iter().map(|&t| todo[t].plan(repo, effort)).collect::<Result<Vec<_>, RepoError>>()?;
-    for (t, plan) in first.into_iter().zip(plans) {
-        active[t] = Some(Active { plan, blocks: Vec::new() });
+    let plans = first.par_iter().map(|&t| choose(repo, &todo[t], effort)).collect::<Result<Vec<_>, RepoError>>()?;
+    for (t, (source, plan)) in first.into_iter().zip(plans) {
+        active[t] = Some(Active { source, plan, blocks: Vec::new() });
     }
     Ok(())
 }
 
-fn encode_block(repo: &Repo, todo: &Todo, plan: &Plan, index: u64) -> Result<(u8, Vec<u8>), RepoError> {
+fn encode_block(repo: &Repo, todo: &Todo, active: &Active, index: u64) -> Result<(u8, Vec<u8>), RepoError> {
     let raw = todo.raw(index)?;
-    let base = todo.base_block(repo, index);
-    let bases: Vec<&[u8]> = base.iter().map(BaseBlock::bytes).collect();
+    let plan = &active.plan;
+    let expected = active.source.expected(repo, todo.spec(), index, raw.len());
+    let bases: Vec<&[u8]> = expected.iter().map(Expected::bytes).collect();
     let mut out = Vec::with_capacity(raw.len() + 64);
     let tag = plan.encode(index, &raw, &bases, &mut out);
     let mut back = vec![0; raw.len()];
@@ -153,16 +133,16 @@ fn encode_block(repo: &Repo, todo: &Todo, plan: &Plan, index: u64) -> Result<(u8
 fn finish(todo: &Todo, done: Active) -> ObjectRecord {
     let p = &todo.piece.piece;
     let used = done.blocks.iter().any(|b| codec::needs_bases(b.tag));
-    let base = todo.base.as_ref().filter(|_| used);
+    let source = if used { done.source } else { Source::default() };
     ObjectRecord {
         id: todo.piece.id,
         dtype: p.dtype().to_owned(),
         shape: p.shape(),
         length: p.length,
-        cost: base.map_or(1, |b| b.stored.record.cost + 1),
+        cost: cost(todo.spec().elem.width(), &source.bases).expect("chosen so"),
         row_bytes: p.row_bytes(),
-        bases: base.map(|b| b.id()).into_iter().collect::<Vec<Id>>(),
-        params: done.plan.params(),
+        bases: source.bases.iter().map(|b| Base { id: b.object.id(), mapping: b.mapping }).collect(),
+        params: codec::join_params(source.formula.as_ref(), &done.plan),
         blocks: done.blocks,
         values: todo.piece.values.clone(),
     }

@@ -129,9 +129,9 @@ fn store_objects(
     let paired = pair(repo, &candidates, &fresh)?;
     let tensors: usize = files.iter().flat_map(|f| &f.pieces).filter(|p| !p.piece.dtype().is_empty()).count();
     let fresh_tensors = fresh.iter().filter(|(_, p)| !p.piece.dtype().is_empty()).count();
-    let shared = fresh_tensors < tensors || paired.iter().any(Option::is_some);
+    let shared = fresh_tensors < tensors || paired.iter().any(|near| !near.is_empty());
     let todo: Vec<Todo> =
-        fresh.into_iter().zip(paired).map(|((file, piece), base)| Todo { file, piece, base }).collect();
+        fresh.into_iter().zip(paired).map(|((file, piece), near)| Todo { file, piece, near }).collect();
     encode_all(repo, &todo, spec.effort, writer, progress)?;
     Ok(shared)
 }

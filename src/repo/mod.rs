@@ -5,6 +5,7 @@
 //! which one process has the say at a time. Long work (encoding, checking) uses a `Repo` only.
 
 pub mod charge;
+pub mod choose;
 pub mod encode;
 pub mod engine;
 pub mod export;

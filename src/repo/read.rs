@@ -5,8 +5,10 @@
 //!   id since it was decoded; once for each time it enters the cache. Bases on the way are not checked: a
 //!   wrong base makes a wrong block, which is.
 //! - A block is decoded by one thread at a time; others wait for it and share it.
-//! - An object's bases all cost less than it does, so a hostile pack cannot make a circle of them.
+//! - An object's bases all cost less than it does, and all that one block needs is at most [`MAX_COST`] blocks, so a
+//!   hostile pack can make neither a circle of bases nor a block that takes long.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,9 +17,10 @@ use quick_cache::sync::Cache;
 use rayon::prelude::*;
 
 use super::{Repo, RepoError};
-use crate::codec::{self, Plan, Spec};
+use crate::codec::{self, Formula, Plan, Spec};
 use crate::model::dtype::Elem;
 use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
+use crate::model::object::{Base, MAX_COST, Mapping};
 use crate::model::recipe::{Extent, Recipe};
 use crate::store::packs::StoredObject;
 
@@ -25,7 +28,41 @@ use crate::store::packs::StoredObject;
 pub struct OpenObject {
     pub stored: Arc<StoredObject>,
     plan: Plan,
-    bases: Vec<Arc<OpenObject>>,
+    formula: Option<Formula>,
+    bases: Vec<MappedBase>,
+    /// Every object that a block of this one is made of, itself first, and how many of its blocks.
+    needs: Vec<(Id, u64)>,
+}
+
+/// A base, and which of its bytes a block is built on.
+#[derive(Clone)]
+pub struct MappedBase {
+    pub object: Arc<OpenObject>,
+    pub mapping: Mapping,
+}
+
+/// Every object that a block of `id`, of elements of `width` bytes, on these bases is made of, and how many blocks of it.
+/// What several bases share is decoded once.
+fn needs(id: Id, width: usize, bases: &[MappedBase]) -> Vec<(Id, u64)> {
+    let mut out = vec![(id, 1)];
+    for MappedBase { object, mapping } in bases {
+        let blocks = mapping.blocks(width, object.length(), object.elem().width());
+        for &(id, n) in &object.needs {
+            let n = n.saturating_mul(blocks);
+            match out.iter_mut().find(|o| o.0 == id) {
+                Some(o) => o.1 = o.1.max(n),
+                None => out.push((id, n)),
+            }
+        }
+    }
+    out
+}
+
+/// Blocks decoded for one of an object of elements of `width` bytes on these bases; `None` where there are too many.
+pub(super) fn cost(width: usize, bases: &[MappedBase]) -> Option<u8> {
+    // Its own id matters to nobody yet.
+    let total = needs(Id([0; 32]), width, bases).iter().fold(0u64, |sum, n| sum.saturating_add(n.1));
+    (total <= MAX_COST as u64).then_some(total as u8)
 }
 
 impl OpenObject {
@@ -39,6 +76,28 @@ impl OpenObject {
 
     pub fn id(&self) -> Id {
         self.stored.record.id
+    }
+
+    pub fn bases(&self) -> &[MappedBase] {
+        &self.bases
+    }
+
+    pub fn elem(&self) -> Elem {
+        Elem::of(&self.stored.record.dtype)
+    }
+
+    fn spec(&self) -> Spec {
+        Spec { elem: self.elem(), row_bytes: self.stored.record.row_bytes as usize }
+    }
+
+    /// What stands in for the base of block `index`.
+    fn predict(&self, formula: &Formula, index: u64, bases: &[&[u8]], len: usize) -> Result<Vec<u8>, RepoError> {
+        let typed: Vec<(Elem, &[u8])> = self.bases.iter().map(|b| b.object.elem()).zip(bases.iter().copied()).collect();
+        let mut out = vec![0; len];
+        formula
+            .predict(self.spec(), index, &typed, &mut out)
+            .map_err(|e| RepoError::damaged(format!("block {index} of object {}: {e}", self.id())))?;
+        Ok(out)
     }
 }
 
@@ -67,7 +126,9 @@ impl Weighter<(Id, u64), Arc<Block>> for ByBytes {
 
 impl Weighter<Id, Arc<OpenObject>> for ByBytes {
     fn weight(&self, _: &Id, o: &Arc<OpenObject>) -> u64 {
-        512 + 48 * o.stored.record.blocks.len() as u64 + o.stored.record.params.len() as u64 + o.plan.memory()
+        512 + 48 * o.stored.record.blocks.len() as u64 + o.stored.record.params.len() as u64
+            + o.plan.memory()
+            + o.formula.as_ref().map_or(0, Formula::memory)
     }
 }
 
@@ -109,9 +170,15 @@ impl Repo {
     fn open_fresh(&self, stored: Arc<StoredObject>) -> Result<Arc<OpenObject>, RepoError> {
         let (id, r) = (stored.record.id, &stored.record);
         let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
-        let plan = Plan::from_params(spec, &r.params).map_err(|e| RepoError::damaged(format!("object {id}: {e}")))?;
-        let bases = r.bases.iter().map(|b| self.open_below(b, r.cost)).collect::<Result<Vec<_>, _>>()?;
-        let open = Arc::new(OpenObject { stored, plan, bases });
+        let damaged = |e: codec::Damage| RepoError::damaged(format!("object {id}: {e}"));
+        let (formula, plan) = codec::split_params(spec, &r.params).map_err(damaged)?;
+        let base = |b: &Base| Ok::<_, RepoError>(MappedBase { object: self.open_below(&b.id, r.cost)?, mapping: b.mapping });
+        let bases = r.bases.iter().map(base).collect::<Result<Vec<_>, _>>()?;
+        if cost(spec.elem.width(), &bases).is_none() {
+            return Err(damaged(codec::Damage("a block needs too many others")));
+        }
+        let needs = needs(id, spec.elem.width(), &bases);
+        let open = Arc::new(OpenObject { stored, plan, formula, bases, needs });
         self.caches.objects.insert(id, open.clone());
         Ok(open)
     }
@@ -143,7 +210,12 @@ impl Repo {
             true => self.base_blocks(object, index, bytes.len())?,
             false => vec![],
         };
-        let bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
+        let predicted;
+        let mut bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
+        if let (Some(formula), false) = (&object.formula, bases.is_empty()) {
+            predicted = object.predict(formula, index, &bases, bytes.len())?;
+            bases = vec![&predicted];
+        }
         object
             .plan
             .decode(index, info.tag, &encoded, &bases, &mut bytes)
@@ -152,29 +224,37 @@ impl Repo {
     }
 
     fn base_blocks(&self, object: &OpenObject, index: u64, len: usize) -> Result<Vec<BaseBlock>, RepoError> {
-        object.bases.iter().map(|b| self.base_block(b, index, len, false)).collect()
+        let width = object.elem().width();
+        object.bases.iter().map(|b| self.base_block(b, width, index, len, false)).collect()
     }
 
-    /// The range of block `index` (of `len` bytes) in a base, zeros past the base's end.
+    /// What a base has for block `index` (`len` bytes, of elements of `width`), zeros past the base's end.
     pub(super) fn base_block(
         &self,
-        base: &OpenObject,
+        base: &MappedBase,
+        width: usize,
         index: u64,
         len: usize,
         checked: bool,
     ) -> Result<BaseBlock, RepoError> {
-        if index >= base.blocks() {
-            return Ok(BaseBlock::Padded(vec![0; len]));
+        let object = &*base.object;
+        let (start, len) = base.mapping.range(index, len, width, object.length(), object.elem().width());
+        let block = |index| if checked { self.block(object, index) } else { self.unchecked_block(object, index) };
+        let from = (start % BLOCK) as usize;
+        if start < object.length() && from + len <= block_len(object.length(), start / BLOCK) {
+            return Ok(BaseBlock::Shared(block(start / BLOCK)?, from..from + len));
         }
-        let block = if checked { self.block(base, index)? } else { self.unchecked_block(base, index)? };
-        Ok(match block.len() {
-            n if n >= len => BaseBlock::Shared(block, len),
-            n => {
-                let mut padded = vec![0; len];
-                padded[..n].copy_from_slice(&block);
-                BaseBlock::Padded(padded)
-            }
-        })
+        let mut out = vec![0; len];
+        let mut done = 0;
+        while done < len && start + (done as u64) < object.length() {
+            let at = start + done as u64;
+            let block = block(at / BLOCK)?;
+            let from = (at % BLOCK) as usize;
+            let n = (block.len() - from).min(len - done);
+            out[done..done + n].copy_from_slice(&block[from..from + n]);
+            done += n;
+        }
+        Ok(BaseBlock::Copied(out))
     }
 
     /// A reader of the file that a recipe makes.
@@ -184,17 +264,17 @@ impl Repo {
     }
 }
 
-/// A base's bytes for one block: shared with the cache where they reach, else padded with zeros.
+/// A base's bytes for one block: shared with the cache where they lie in one of its blocks.
 pub(super) enum BaseBlock {
-    Shared(Arc<Block>, usize),
-    Padded(Vec<u8>),
+    Shared(Arc<Block>, Range<usize>),
+    Copied(Vec<u8>),
 }
 
 impl BaseBlock {
     pub fn bytes(&self) -> &[u8] {
         match self {
-            BaseBlock::Shared(block, len) => &block[..*len],
-            BaseBlock::Padded(bytes) => bytes,
+            BaseBlock::Shared(block, range) => &block[range.clone()],
+            BaseBlock::Copied(bytes) => bytes,
         }
     }
 }
@@ -272,7 +352,7 @@ mod tests {
     use crate::store::pack::PackWriter;
     use crate::store::sim::SimDisk;
 
-    fn object(byte: u8, cost: u8, bases: Vec<Id>) -> ObjectRecord {
+    fn object(byte: u8, cost: u8, bases: Vec<Base>) -> ObjectRecord {
         let (value, shape) = (block_value(&[byte], 0, 1), vec![1]);
         let id = object_id("U8", &shape, &Id(value));
         let (blocks, values) = (vec![BlockInfo { tag: codec::RAW, encoded: 1 }], vec![value]);
@@ -289,7 +369,7 @@ mod tests {
         let mut writer = PackWriter::create(disk.clone(), &dir.join("packs")).unwrap();
         for (byte, base) in [(1, b), (2, a)] {
             writer.put_block(&[byte]).unwrap();
-            writer.put_object(&object(byte, 2, vec![base])).unwrap();
+            writer.put_object(&object(byte, 2, vec![Base { id: base, mapping: Mapping::Bytes }])).unwrap();
         }
         writer.seal().unwrap();
         let repo = Repo::open(dir, disk, 1 << 20).unwrap();

@@ -1,0 +1,234 @@
+//! What a new tensor is built on: nothing, one near tensor, or a formula of several.
+//!
+//! A decision from samples of the tensor, which the executor ([`super::encode`]) carries out for every block. Each
+//! option that the near tensors and a fit suggest is tried on some samples, the smallest wins. A base whose blocks
+//! already cost the most that a block may is replaced by one further up its own chain.
+
+use std::sync::Arc;
+
+use super::encode::Todo;
+use super::pair::{Near, is_transposed, key, mapped};
+use super::read::{BaseBlock, MappedBase, OpenObject, cost};
+use super::{Repo, RepoError};
+use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
+use crate::model::dtype::Elem;
+use crate::model::id::{block_count, block_len};
+use crate::model::object::{MAX_COST, Mapping};
+
+/// Blocks shown to the codec for its choice: one in three, up to about 1 MiB.
+const SAMPLES: u64 = 16;
+/// Of these, blocks that are encoded to compare options.
+const TRIED: usize = 4;
+/// Where a full chain is left for a base further up.
+const REANCHOR_COST: u8 = MAX_COST / 2;
+/// Bits an element from which on a formula may pay.
+const FAR: f64 = 0.5;
+
+/// The bases of a tensor's blocks, and what they predict.
+#[derive(Default)]
+pub struct Source {
+    pub bases: Vec<MappedBase>,
+    pub formula: Option<Formula>,
+}
+
+impl Source {
+    fn plain(base: MappedBase) -> Source {
+        Source { bases: vec![base], formula: None }
+    }
+
+    /// What stands in for the base of block `index`; nothing where a base is damaged: what is new is not lost with
+    /// what is old.
+    pub(super) fn expected(&self, repo: &Repo, spec: Spec, index: u64, len: usize) -> Option<Expected> {
+        if self.bases.is_empty() {
+            return None;
+        }
+        let read = |b| repo.base_block(b, spec.elem.width(), index, len, true);
+        let found = self.bases.iter().map(read).collect::<Result<Vec<BaseBlock>, _>>();
+        let mut blocks = found.map_err(|e| log::warn!("no base for a block: {e}")).ok()?;
+        let Some(formula) = &self.formula else { return blocks.pop().map(Expected::Base) };
+        let elems = self.bases.iter().map(|b| b.object.elem());
+        let typed: Vec<(Elem, &[u8])> = elems.zip(blocks.iter().map(BaseBlock::bytes)).collect();
+        let mut out = vec![0; len];
+        formula.predict(spec, index, &typed, &mut out).map_err(|e| log::error!("a formula failed: {e}")).ok()?;
+        Some(Expected::Predicted(out))
+    }
+}
+
+/// The bytes that a block is compared with.
+pub(super) enum Expected {
+    Base(BaseBlock),
+    Predicted(Vec<u8>),
+}
+
+impl Expected {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Expected::Base(block) => block.bytes(),
+            Expected::Predicted(bytes) => bytes,
+        }
+    }
+}
+
+/// Decides for one tensor.
+pub fn choose(repo: &Repo, todo: &Todo, effort: Effort) -> Result<(Source, Plan), RepoError> {
+    let chooser = Chooser { repo, todo, spec: todo.spec(), effort, samples: samples(todo)? };
+    let mut options = chooser.options()?;
+    if options.len() < 2 {
+        let source = options.pop().unwrap_or_default();
+        let plan = chooser.plan(&source);
+        return Ok((source, plan));
+    }
+    let tried = options.into_iter().map(|source| {
+        let plan = chooser.plan(&source);
+        (chooser.size(&source, &plan), source, plan)
+    });
+    let best = tried.min_by(|a, b| a.0.total_cmp(&b.0)).expect("several options");
+    Ok((best.1, best.2))
+}
+
+/// Blocks from all over the object.
+fn samples(todo: &Todo) -> Result<Vec<(u64, Vec<u8>)>, RepoError> {
+    let n = block_count(todo.length());
+    let take = n.div_ceil(3).min(SAMPLES);
+    (0..take).map(|i| i * n / take).map(|index| Ok((index, todo.raw(index)?))).collect()
+}
+
+struct Chooser<'a> {
+    repo: &'a Repo,
+    todo: &'a Todo<'a>,
+    spec: Spec,
+    effort: Effort,
+    samples: Vec<(u64, Vec<u8>)>,
+}
+
+impl Chooser<'_> {
+    fn options(&self) -> Result<Vec<Source>, RepoError> {
+        let Some(first) = self.todo.near.first() else { return Ok(vec![]) };
+        let mut options = Vec::new();
+        options.extend(self.single(first)?);
+        if first.distance > FAR && self.effort != Effort::Fast {
+            options.extend(self.mix());
+            options.extend(self.low_rank(first)?);
+        }
+        options.retain(|s| cost(self.spec.elem.width(), &s.bases).is_some());
+        Ok(options)
+    }
+
+    fn shape(&self) -> Vec<u64> {
+        self.todo.piece.piece.shape()
+    }
+
+    /// One base: as it is, cast, quantized or transposed.
+    fn single(&self, near: &Near) -> Result<Option<Source>, RepoError> {
+        let shape = &near.object.stored.record.shape;
+        if key(shape) != key(&self.shape()) {
+            let base = MappedBase { object: near.object.clone(), mapping: Mapping::Whole };
+            let formula = Some(Formula::Transposed(shape.last().map_or(1, |c| *c as usize)));
+            let turned = is_transposed(shape, &self.shape());
+            return Ok(turned.then(|| Source { bases: vec![base], formula }));
+        }
+        let Some(base) = self.reanchor(&near.object) else { return Ok(None) };
+        let elem = base.object.elem();
+        if base.mapping == Mapping::Bytes {
+            return Ok(Some(Source::plain(base)));
+        }
+        if Formula::casts(elem, self.spec.elem) {
+            return Ok(Some(Source { bases: vec![base], formula: Some(Formula::cast()) }));
+        }
+        let elements = self.todo.length() / self.spec.elem.width() as u64;
+        let Some(mut fit) = QuantizedFit::new(self.spec, elem, elements) else { return Ok(None) };
+        self.each_block(&base, &mut |s| fit.see(elem, s))?;
+        let formula = fit.finish().map(Formula::Quantized);
+        Ok(formula.map(|f| Source { bases: vec![base], formula: Some(f) }))
+    }
+
+    /// The object itself while its blocks may carry one more, else the first up its chain that is cheap.
+    fn reanchor(&self, object: &Arc<OpenObject>) -> Option<MappedBase> {
+        let width = self.spec.elem.width();
+        let fits = |o: &Arc<OpenObject>| cost(width, &[mapped(self.spec.elem, o.clone())]).is_some();
+        let mut at = object.clone();
+        if !fits(&at) {
+            while at.stored.record.cost > REANCHOR_COST || !fits(&at) {
+                at = at.bases().first()?.object.clone();
+            }
+        }
+        (key(&at.stored.record.shape) == key(&self.shape())).then(|| mapped(self.spec.elem, at))
+    }
+
+    fn mix(&self) -> Option<Source> {
+        let shape = self.shape();
+        let same = self.todo.near.iter().filter(|n| n.object.stored.record.shape == shape);
+        let bases: Vec<MappedBase> = same.map(|n| mapped(self.spec.elem, n.object.clone())).collect();
+        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> =
+            self.samples.iter().filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), &bases)?))).collect();
+        let samples: Vec<codec::Sample> = read
+            .iter()
+            .map(|(block, raw, bases)| codec::Sample { block: *block, raw, bases: bases.iter().map(BaseBlock::bytes).collect() })
+            .collect();
+        let elems: Vec<Elem> = bases.iter().map(|b| b.object.elem()).collect();
+        let (order, formula) = fit_mix(self.spec, &elems, &samples)?;
+        Some(Source { bases: order.iter().map(|&i| bases[i].clone()).collect(), formula: Some(formula) })
+    }
+
+    fn blocks(&self, index: u64, len: usize, bases: &[MappedBase]) -> Option<Vec<BaseBlock>> {
+        bases.iter().map(|b| self.repo.base_block(b, self.spec.elem.width(), index, len, true).ok()).collect()
+    }
+
+    fn low_rank(&self, near: &Near) -> Result<Option<Source>, RepoError> {
+        let shape = self.shape();
+        let base = mapped(self.spec.elem, near.object.clone());
+        if shape.len() != 2 || near.object.stored.record.shape != shape {
+            return Ok(None);
+        }
+        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> = self
+            .samples
+            .iter()
+            .filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), std::slice::from_ref(&base))?)))
+            .collect();
+        let samples: Vec<codec::Sample> = read
+            .iter()
+            .map(|(block, raw, bases)| codec::Sample { block: *block, raw, bases: bases.iter().map(BaseBlock::bytes).collect() })
+            .collect();
+        let mut each = |see: &mut dyn FnMut(&codec::Sample)| self.each_block(&base, see);
+        let found = fit_low_rank(self.spec, base.object.elem(), shape[0] as usize, &samples, &mut each)?;
+        Ok(found.map(|f| Source { bases: vec![base], formula: Some(f) }))
+    }
+
+    /// Every block of the tensor and its base.
+    fn each_block(&self, base: &MappedBase, see: &mut dyn FnMut(&codec::Sample)) -> Result<(), RepoError> {
+        for block in 0..block_count(self.todo.length()) {
+            let raw = self.todo.raw(block)?;
+            let Some(bases) = self.blocks(block, raw.len(), std::slice::from_ref(base)) else { continue };
+            see(&codec::Sample { block, raw: &raw, bases: bases.iter().map(BaseBlock::bytes).collect() });
+        }
+        Ok(())
+    }
+
+    fn plan(&self, source: &Source) -> Plan {
+        let expected = self.expected(source, self.samples.len());
+        let samples: Vec<(&[u8], Vec<&[u8]>)> = self
+            .samples
+            .iter()
+            .zip(&expected)
+            .map(|((_, raw), e)| (&raw[..], e.iter().map(Expected::bytes).collect()))
+            .collect();
+        Plan::choose(self.spec, self.effort, &samples)
+    }
+
+    fn expected(&self, source: &Source, most: usize) -> Vec<Option<Expected>> {
+        let block = |(i, raw): &(u64, Vec<u8>)| source.expected(self.repo, self.spec, *i, raw.len());
+        self.samples.iter().take(most).map(block).collect()
+    }
+
+    /// What the whole would take, as far as some samples tell.
+    fn size(&self, source: &Source, plan: &Plan) -> f64 {
+        let (mut raw, mut out) = (0, Vec::new());
+        for ((index, bytes), e) in self.samples.iter().zip(self.expected(source, TRIED)) {
+            let bases: Vec<&[u8]> = e.iter().map(Expected::bytes).collect();
+            plan.encode(*index, bytes, &bases, &mut out);
+            raw += block_len(self.todo.length(), *index);
+        }
+        let share = self.todo.length() as f64 / raw.max(1) as f64;
+        out.len() as f64 * share + codec::join_params(source.formula.as_ref(), plan).len() as f64
+    }
+}
