@@ -157,8 +157,9 @@ impl Chooser<'_> {
 
     fn mix(&self) -> Option<Source> {
         let shape = self.shape();
-        let same = self.todo.near.iter().filter(|n| n.object.stored.record.shape == shape);
-        let bases: Vec<MappedBase> = same.map(|n| mapped(self.spec.elem, n.object.clone())).collect();
+        let mut same: Vec<&Near> = self.todo.near.iter().filter(|n| n.object.stored.record.shape == shape).collect();
+        same.sort_by_key(|n| n.order);
+        let bases: Vec<MappedBase> = same.iter().map(|n| mapped(self.spec.elem, n.object.clone())).collect();
         let read: Vec<(u64, &[u8], Vec<BaseBlock>)> =
             self.samples.iter().filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), &bases)?))).collect();
         let samples: Vec<codec::Sample> = read

@@ -33,6 +33,8 @@ const MAX_NEAR: usize = 7;
 pub struct Near {
     pub object: Arc<OpenObject>,
     pub distance: f64,
+    /// Its place in the order of the parents, which a mix was probably computed in.
+    pub order: usize,
 }
 
 /// The tensors that may serve as bases: for each version, by shape without its first dimension.
@@ -92,6 +94,7 @@ impl Candidates {
         let mut seen = HashSet::new();
         near.retain(|n| seen.insert(n.object.id()));
         near.truncate(MAX_NEAR);
+        near.iter_mut().enumerate().for_each(|(i, n)| n.order = i);
         near.sort_by(|a, b| a.distance.total_cmp(&b.distance));
         Ok(near)
     }
@@ -176,7 +179,7 @@ impl Sample {
     }
 
     fn near(&self, repo: &Repo, object: &Arc<OpenObject>) -> Near {
-        Near { object: object.clone(), distance: self.distance_to(repo, object).unwrap_or(f64::MAX) }
+        Near { object: object.clone(), distance: self.distance_to(repo, object).unwrap_or(f64::MAX), order: 0 }
     }
 
     fn distance_to(&self, repo: &Repo, object: &Arc<OpenObject>) -> Result<f64, RepoError> {
@@ -216,6 +219,6 @@ impl Sample {
         let rows = (self.elements / columns.max(1)) as usize;
         let there = repo.base_block(&base, self.spec.elem.width(), 0, 0, true).ok()?;
         let distance = self.predicted(&Formula::Transposed(rows), object.elem(), there.bytes()).ok()?;
-        Some(Near { object: object.clone(), distance })
+        Some(Near { object: object.clone(), distance, order: 0 })
     }
 }
