@@ -163,21 +163,21 @@ impl Decoder<'_> {
     fn rows(&mut self, n: usize) -> Result<Vec<(u32, u32)>, Damage> {
         let mut rows = Vec::with_capacity(n);
         let mut scale = 0i32;
-        let mut symbols = [0; LANES];
+        let mut symbols = [0i32; LANES];
         let contexts = std::array::from_fn(|j| (if j % 2 == 0 { TRAILING } else { LEVEL } as u32) << BITS);
         while rows.len() < n {
             let k = (2 * (n - rows.len())).min(LANES);
             self.reader.group(self.tables.slots(), &contexts, &mut symbols, k);
             self.check()?;
             for pair in symbols[..k].chunks_exact(2) {
-                scale = match pair[1] as u8 {
+                scale = match zigzag(pair[1] as i64) {
                     ESCAPE => {
                         let b = take(&mut self.escapes, 2)?;
                         i16::from_le_bytes([b[0], b[1]]) as i32
                     }
-                    z => scale.wrapping_add(z as i32 >> 1 ^ -(z as i32 & 1)),
+                    _ => scale.wrapping_add(pair[1]),
                 };
-                rows.push((pair[0].min(self.low), scale as u32));
+                rows.push((self.low.min(zigzag(pair[0] as i64) as u32), scale as u32));
             }
         }
         Ok(rows)
@@ -193,18 +193,17 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word>(&mut self, shared: u32, scale: u32, out: &mut [u8]) -> Result<(), Damage> {
         let k = (out.len() / W::BYTES).min(LANES);
-        let [mut symbols, mut noise] = [[0u32; LANES]; 2];
+        let (mut symbols, mut noise) = ([0i32; LANES], [0u32; LANES]);
         self.reader.group(self.tables.slots(), &[(TOP as u32) << BITS; LANES], &mut symbols, k);
         let width = self.low - shared + 1;
         let mut special = false;
         for j in 0..k {
-            let plain = symbols[j] < ZERO as u32;
+            let plain = (-126..=126).contains(&symbols[j]);
             special |= !plain;
             noise[j] = self.bits.take(if plain { width } else { 0 });
         }
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
-            let z = symbols[j];
-            let top = scale.wrapping_add((z >> 1) ^ (z & 1).wrapping_neg());
+            let top = scale.wrapping_add(symbols[j] as u32);
             let magnitude = (top << self.low).wrapping_add((noise[j] >> 1) << shared);
             W::from_u32(magnitude).with_sign(noise[j] & 1 != 0).store(o);
         }
@@ -215,9 +214,9 @@ impl Decoder<'_> {
     }
 
     #[cold]
-    fn specials<W: Word>(&mut self, symbols: &[u32; LANES], out: &mut [u8]) -> Result<(), Damage> {
+    fn specials<W: Word>(&mut self, symbols: &[i32; LANES], out: &mut [u8]) -> Result<(), Damage> {
         for (o, &symbol) in out.chunks_exact_mut(W::BYTES).zip(symbols) {
-            match symbol as u8 {
+            match zigzag(symbol as i64) {
                 ZERO => W::zero(false).store(o),
                 OTHER_ZERO => W::zero(true).store(o),
                 ESCAPE => o.copy_from_slice(take(&mut self.escapes, W::BYTES)?),

@@ -6,7 +6,6 @@ use crate::codec::bits::BitWriter;
 use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
 use crate::codec::plane::put_varint;
 use crate::codec::tables::Counts;
-use crate::codec::word::residual;
 
 /// A block turned into symbols.
 struct Symbols {
