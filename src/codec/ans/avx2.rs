@@ -9,7 +9,7 @@
 //!
 //! Callers need no unsafe code: whatever the values, memory is touched only inside the arrays that are passed.
 
-use super::{BITS, LANES, Reader, SLOTS, START};
+use super::{BITS, LANES, Reader, START};
 use crate::codec::bits::{BitReader, SPARE};
 use std::arch::x86_64::*;
 
@@ -129,46 +129,54 @@ impl Lanes {
         }
     }
 
-    /// The slots of the next LANES symbols, whose contexts are `offsets >> BITS`; none past the end of the words.
+    /// Where the slots of the next LANES symbols are, whose contexts these are.
+    ///
+    /// A step is this, two lookups, `advance` and `feed`: parts so small that all of them are inlined.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn places(&self, contexts: __m256i) -> Split {
+        let [a, b] = widen(contexts).map(|c| _mm256_slli_epi32::<{ BITS as i32 }>(c));
+        let low = _mm256_set1_epi32((1 << BITS) - 1);
+        [_mm256_or_si256(a, _mm256_and_si256(self.0[0], low)), _mm256_or_si256(b, _mm256_and_si256(self.0[1], low))]
+    }
+
+    /// Takes the symbols of these slots out of the states; returns which of them need a word then.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn advance(&mut self, slots: Split) -> Split {
+        let low = _mm256_set1_epi32(0xFFF);
+        for (x, slot) in self.0.iter_mut().zip(slots) {
+            let f = _mm256_and_si256(_mm256_srli_epi32::<12>(slot), low);
+            let y = _mm256_mullo_epi32(f, _mm256_srli_epi32::<{ BITS as i32 }>(*x));
+            *x = _mm256_add_epi32(y, _mm256_and_si256(slot, low));
+        }
+        self.0.map(|y| _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(y), _mm256_setzero_si256()))
+    }
+
+    /// Gives each state that needs one the next word; None past the end of the words.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,popcnt")]
-    pub fn step(&mut self, slots: &[u32; SLOTS], offsets: Split, reader: &mut Reader) -> Option<Split> {
+    pub fn feed(&mut self, need: Split, reader: &mut Reader) -> Option<()> {
         let words: &[u16; LANES] = reader.words.get(reader.at..)?.first_chunk()?;
-        let [(slot0, y0, need0), (slot1, y1, need1)] =
-            [advance(slots, self.0[0], offsets[0]), advance(slots, self.0[1], offsets[1])];
-        let masks = [need0, need1].map(|n| _mm256_movemask_ps(_mm256_castsi256_ps(n)) as usize & 0xFF);
+        let masks = need.map(|n| _mm256_movemask_ps(_mm256_castsi256_ps(n)) as usize & 0xFF);
         // Four lanes each, in their order.
         let needs = [masks[0] & 15, masks[1] & 15, masks[0] >> 4, masks[1] >> 4];
         let mut at = [0; 5];
         (0..4).for_each(|i| at[i + 1] = at[i] + needs[i].count_ones() as usize);
-        let feed = |i: usize| {
+        let next = |i: usize, k: usize| {
             // SAFETY: four words, read as 8 bytes, from at most 12 on, for at[3] counts three masks of four.
-            let next = unsafe { _mm_loadl_epi64(words.as_ptr().add(at[i]).cast()) };
-            // SAFETY: the mask is of four bits; the table has 16 rows of 16 bytes.
-            (next, unsafe { _mm_loadu_si128(FEED.get_unchecked(needs[i]).as_ptr().cast()) })
+            let [a, b] = [i, k].map(|i| unsafe { _mm_loadl_epi64(words.as_ptr().add(at[i]).cast()) });
+            // SAFETY: the masks are of four bits; the table has 16 rows of 16 bytes.
+            let [c, d] = [i, k].map(|i| unsafe { _mm_loadu_si128(FEED.get_unchecked(needs[i]).as_ptr().cast()) });
+            _mm256_shuffle_epi8(_mm256_set_m128i(b, a), _mm256_set_m128i(d, c))
         };
-        let [a, b, c, d] = [feed(0), feed(1), feed(2), feed(3)];
-        let fed = [
-            _mm256_shuffle_epi8(_mm256_set_m128i(c.0, a.0), _mm256_set_m128i(c.1, a.1)),
-            _mm256_shuffle_epi8(_mm256_set_m128i(d.0, b.0), _mm256_set_m128i(d.1, b.1)),
-        ];
-        let shifted = |y, need| _mm256_blendv_epi8(y, _mm256_slli_epi32::<16>(y), need);
-        self.0 = [_mm256_or_si256(shifted(y0, need0), fed[0]), _mm256_or_si256(shifted(y1, need1), fed[1])];
+        for ((x, need), fed) in self.0.iter_mut().zip(need).zip([next(0, 2), next(1, 3)]) {
+            let shifted = _mm256_blendv_epi8(*x, _mm256_slli_epi32::<16>(*x), need);
+            *x = _mm256_or_si256(shifted, fed);
+        }
         reader.at += at[4];
-        Some([slot0, slot1])
+        Some(())
     }
-}
-
-/// Slots, next states, and which of them need a word.
-#[inline]
-#[target_feature(enable = "avx2,bmi2,popcnt")]
-fn advance(slots: &[u32; SLOTS], x: __m256i, offsets: __m256i) -> (__m256i, __m256i, __m256i) {
-    let low = _mm256_and_si256(x, _mm256_set1_epi32((1 << BITS) - 1));
-    let slot = lookup(slots, _mm256_or_si256(offsets, low));
-    let f = _mm256_and_si256(_mm256_srli_epi32::<12>(slot), _mm256_set1_epi32(0xFFF));
-    let y = _mm256_mullo_epi32(f, _mm256_srli_epi32::<{ BITS as i32 }>(x));
-    let y = _mm256_add_epi32(y, _mm256_and_si256(slot, _mm256_set1_epi32(0xFFF)));
-    (slot, y, _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(y), _mm256_setzero_si256()))
 }
 
 /// The next raw bits of LANES values, of 16-bit widths up to 24: their windows, with further bits above them.

@@ -7,7 +7,7 @@
 use super::decode::Decoder;
 use super::*;
 use crate::codec::Damage;
-use crate::codec::ans::{BITS, avx2::*};
+use crate::codec::ans::avx2::*;
 use crate::codec::context::{FAR, STAIRS};
 use std::arch::x86_64::*;
 
@@ -78,13 +78,6 @@ impl Contexts {
     }
 }
 
-/// Contexts as offsets into the slots.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn offsets(contexts: __m256i) -> Split {
-    widen(contexts).map(|c| _mm256_slli_epi32::<{ BITS as i32 }>(c))
-}
-
 /// The symbols of slots, as small signed numbers in order, and which of them are special.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -110,7 +103,10 @@ fn segment32<W: Word, const FLOAT: bool>(
         d.check()?;
         let p = load32(base);
         let (context, raw) = contexts.of(_mm256_packus_epi32(exponent(p[0]), exponent(p[1])));
-        let slots = lanes.step(d.slots, offsets(context), &mut d.reader).ok_or(CUT)?;
+        let at = lanes.places(context);
+        let slots = [lookup(d.slots, at[0]), lookup(d.slots, at[1])];
+        let need = lanes.advance(slots);
+        lanes.feed(need, &mut d.reader).ok_or(CUT)?;
         let (h, special) = symbols(slots);
         let widths = _mm256_andnot_si256(special, raw);
         let low = windows32(&mut d.noise, widths).ok_or(CUT)?;
@@ -122,7 +118,7 @@ fn segment32<W: Word, const FLOAT: bool>(
         if let Some(f) = &row.stairs {
             let (shift, mask) = (_mm_cvtsi32_si128(f.shift as i32), _mm256_set1_epi32(f.mask as i32));
             let at = |p| _mm256_and_si256(_mm256_srl_epi32(p, shift), mask);
-            r = [0, 1].map(|i| _mm256_add_epi32(r[i], lookup(f.moves, at(p[i]))));
+            r = [_mm256_add_epi32(r[0], lookup(f.moves, at(p[0]))), _mm256_add_epi32(r[1], lookup(f.moves, at(p[1])))];
         }
         store32([restore32::<FLOAT>(r[0], p[0]), restore32::<FLOAT>(r[1], p[1])], out);
         if _mm256_movemask_epi8(special) != 0 {
@@ -150,7 +146,10 @@ fn segment16<W: Word, const FLOAT: bool>(
         d.check()?;
         let p = load16(base);
         let (context, raw) = contexts.of(_mm256_and_si256(_mm256_srl_epi16(p, shift), mask));
-        let slots = lanes.step(d.slots, offsets(context), &mut d.reader).ok_or(CUT)?;
+        let at = lanes.places(context);
+        let slots = [lookup(d.slots, at[0]), lookup(d.slots, at[1])];
+        let need = lanes.advance(slots);
+        lanes.feed(need, &mut d.reader).ok_or(CUT)?;
         let (h, special) = symbols(slots);
         let widths = _mm256_andnot_si256(special, raw);
         let low = windows16(&mut d.noise, widths).ok_or(CUT)?;
