@@ -87,8 +87,21 @@ pub(in crate::codec) fn widen(v: __m256i) -> Split {
 pub(in crate::codec) fn powers16(v: __m256i) -> __m256i {
     let powers = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
     // The high byte looks up v - 8; a negative index gives 0.
-    let at = _mm256_sub_epi16(_mm256_or_si256(v, _mm256_slli_epi16::<8>(v)), _mm256_set1_epi16(0x800));
+    let at = _mm256_sub_epi8(_mm256_or_si256(v, _mm256_slli_epi16::<8>(v)), _mm256_set1_epi16(0x0800));
     _mm256_shuffle_epi8(powers, at)
+}
+
+/// `1 << v`, split, for 16-bit values up to 24.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::codec) fn powers32(v: __m256i) -> Split {
+    let powers = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
+    // The bytes look up v, v - 8, v - 16 and v - 24; a negative index gives 0.
+    let twice = _mm256_or_si256(v, _mm256_slli_epi16::<8>(v));
+    let low = _mm256_sub_epi8(twice, _mm256_set1_epi16(0x0800));
+    let high = _mm256_sub_epi8(twice, _mm256_set1_epi16(0x1810));
+    let at = [_mm256_unpacklo_epi16(low, high), _mm256_unpackhi_epi16(low, high)];
+    at.map(|at| _mm256_shuffle_epi8(powers, at))
 }
 
 /// `table[at % N]` for eight, as 32 bits.

@@ -110,10 +110,10 @@ fn segment32<W: Word, const FLOAT: bool>(
         let (h, special) = symbols(slots);
         let widths = _mm256_andnot_si256(special, raw);
         let low = windows32(&mut d.noise, widths).ok_or(CUT)?;
-        let widths = widen(widths);
+        let power = powers32(widths);
         let mut r = [0, 1].map(|i| {
-            let low = _mm256_andnot_si256(_mm256_sllv_epi32(_mm256_set1_epi32(-1), widths[i]), low[i]);
-            _mm256_or_si256(_mm256_sllv_epi32(_mm256_srai_epi32::<24>(slots[i]), widths[i]), low)
+            let low = _mm256_and_si256(low[i], _mm256_sub_epi32(power[i], _mm256_set1_epi32(1)));
+            _mm256_or_si256(_mm256_mullo_epi32(_mm256_srai_epi32::<24>(slots[i]), power[i]), low)
         });
         if let Some(f) = &row.stairs {
             let (shift, mask) = (_mm_cvtsi32_si128(f.shift as i32), _mm256_set1_epi32(f.mask as i32));
@@ -152,10 +152,13 @@ fn segment16<W: Word, const FLOAT: bool>(
         lanes.feed(need, &mut d.reader).ok_or(CUT)?;
         let (h, special) = symbols(slots);
         let widths = _mm256_andnot_si256(special, raw);
-        let low = windows16(&mut d.noise, widths).ok_or(CUT)?;
-        let power = powers16(widths);
-        let low = _mm256_and_si256(low, _mm256_sub_epi16(power, _mm256_set1_epi16(1)));
-        let mut r = _mm256_or_si256(_mm256_mullo_epi16(h, power), low);
+        let mut r = h;
+        if _mm256_testz_si256(widths, widths) == 0 {
+            let low = windows16(&mut d.noise, widths).ok_or(CUT)?;
+            let power = powers16(widths);
+            let low = _mm256_and_si256(low, _mm256_sub_epi16(power, _mm256_set1_epi16(1)));
+            r = _mm256_or_si256(_mm256_mullo_epi16(h, power), low);
+        }
         if let Some(f) = &row.stairs {
             let (shift, mask) = (_mm_cvtsi32_si128(f.shift as i32), _mm256_set1_epi16(f.mask as i16));
             let at = widen(_mm256_and_si256(_mm256_srl_epi16(p, shift), mask));
