@@ -12,6 +12,9 @@
 //! plain symbol the sign bit and the low bits, less the shared zeros, lowest first; the escaped scales; the escaped
 //! elements; the last `len % width` bytes.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use super::ans::{BITS, ESCAPE, LANES, Reader, Tables};
 use super::bits::{BitReader, BitWriter};
 use super::context::{LEVEL, OTHER_ZERO, TOP, TRAILING, ZERO, zigzag};
@@ -127,15 +130,36 @@ fn survey<W: Word>(segment: &[W], low: u32) -> (u32, i32) {
     (or.trailing_zeros().min(low), ((sum + n / 2) / n.max(1)).min(i16::MAX as u64) as i32)
 }
 
-pub(super) fn decode(spec: Spec, tables: &Tables, block: u64, mut input: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+pub(super) fn decode(spec: Spec, tables: &Tables, block: u64, input: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+    decode_by(true, spec, tables, block, input, out)
+}
+
+/// `vectors`: use them where there are any; the bytes are the same.
+fn decode_by(
+    vectors: bool,
+    spec: Spec,
+    tables: &Tables,
+    block: u64,
+    mut input: &[u8],
+    out: &mut [u8],
+) -> Result<(), Damage> {
     let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
     let reader = Reader::new(&mut input, words)?;
     let bits = BitReader::new(take(&mut input, noise)?);
-    let d = Decoder { low: low_bits(spec), tables, reader, bits, escapes: input };
+    let d = Decoder { vectors, low: low_bits(spec), tables, reader, bits, escapes: input };
     by_width!(spec.elem.width(), W => d.block::<W>(&segments(spec, block, out.len() / W::BYTES), out))
 }
 
+/// What a segment's elements share.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Trailing zeros, at most `low`.
+    shared: u32,
+    scale: u32,
+}
+
 struct Decoder<'a> {
+    vectors: bool,
     low: u32,
     tables: &'a Tables,
     reader: Reader,
@@ -147,10 +171,8 @@ impl Decoder<'_> {
     fn block<W: Word>(mut self, ends: &[usize], out: &mut [u8]) -> Result<(), Damage> {
         let rows = self.rows(ends.len())?;
         let mut from = 0;
-        for (&to, (shared, scale)) in ends.iter().zip(rows) {
-            for out in out[from * W::BYTES..to * W::BYTES].chunks_mut(LANES * W::BYTES) {
-                self.group::<W>(shared, scale, out)?;
-            }
+        for (&to, row) in ends.iter().zip(rows) {
+            self.segment::<W>(row, &mut out[from * W::BYTES..to * W::BYTES])?;
             from = to;
         }
         self.reader.finish()?;
@@ -159,8 +181,26 @@ impl Decoder<'_> {
         at_end(self.escapes)
     }
 
-    /// Shared zeros and scale of each segment.
-    fn rows(&mut self, n: usize) -> Result<Vec<(u32, u32)>, Damage> {
+    fn segment<W: Word>(&mut self, row: Row, out: &mut [u8]) -> Result<(), Damage> {
+        let done = if self.vectors { self.by_vectors::<W>(row, out)? } else { 0 };
+        for out in out[done..].chunks_mut(LANES * W::BYTES) {
+            self.group::<W>(row, out)?;
+        }
+        Ok(())
+    }
+
+    /// Decodes what this machine has vectors for; returns how many bytes.
+    #[cfg(target_arch = "x86_64")]
+    fn by_vectors<W: Word>(&mut self, row: Row, out: &mut [u8]) -> Result<usize, Damage> {
+        avx2::whole_groups::<W>(self, row, out)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn by_vectors<W: Word>(&mut self, _: Row, _: &mut [u8]) -> Result<usize, Damage> {
+        Ok(0)
+    }
+
+    fn rows(&mut self, n: usize) -> Result<Vec<Row>, Damage> {
         let mut rows = Vec::with_capacity(n);
         let mut scale = 0i32;
         let mut symbols = [0i32; LANES];
@@ -177,7 +217,7 @@ impl Decoder<'_> {
                     }
                     _ => scale.wrapping_add(pair[1]),
                 };
-                rows.push((self.low.min(zigzag(pair[0] as i64) as u32), scale as u32));
+                rows.push(Row { shared: self.low.min(zigzag(pair[0] as i64) as u32), scale: scale as u32 });
             }
         }
         Ok(rows)
@@ -191,7 +231,7 @@ impl Decoder<'_> {
     }
 
     #[inline(always)]
-    fn group<W: Word>(&mut self, shared: u32, scale: u32, out: &mut [u8]) -> Result<(), Damage> {
+    fn group<W: Word>(&mut self, Row { shared, scale }: Row, out: &mut [u8]) -> Result<(), Damage> {
         let k = (out.len() / W::BYTES).min(LANES);
         let (mut symbols, mut noise) = ([0i32; LANES], [0u32; LANES]);
         self.reader.group(self.tables.slots(), &[(TOP as u32) << BITS; LANES], &mut symbols, k);
@@ -224,5 +264,52 @@ impl Decoder<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::tests::{Rng, block};
+    use crate::codec::{Effort, MAGNITUDES, Plan};
+    use proptest::prelude::*;
+
+    const ELEMS: [Elem; 5] = [
+        Elem::Float { width: 4, mantissa: 23 },
+        Elem::Float { width: 2, mantissa: 7 },
+        Elem::Float { width: 2, mantissa: 10 },
+        Elem::Float { width: 1, mantissa: 3 },
+        Elem::Float { width: 4, mantissa: 10 },
+    ];
+
+    fn both(spec: Spec, tables: &Tables, bytes: &[u8], len: usize) -> Option<Vec<u8>> {
+        let (mut vectors, mut portable) = (vec![0x55; len], vec![0xAA; len]);
+        let ok = decode_by(true, spec, tables, 0, bytes, &mut vectors).is_ok();
+        assert_eq!(ok, decode_by(false, spec, tables, 0, bytes, &mut portable).is_ok());
+        assert!(!ok || vectors == portable);
+        ok.then_some(vectors)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 400 }))]
+
+        #[test]
+        fn vectors_change_nothing(elem in 0..ELEMS.len(), kind in 0..8u8, seed: u64, len in 0..9000usize, flips in 0..4usize) {
+            let spec = Spec { elem: ELEMS[elem], row_bytes: 320 * ELEMS[elem].width() };
+            let (raw, _) = block(spec.elem, kind, len, seed);
+            let plan = Plan::choose(spec, Effort::Default, &[(&raw, vec![])]);
+            let mut bytes = Vec::new();
+            encode(spec, &plan.tables, 0, &raw, &mut bytes);
+            prop_assert_eq!(both(spec, &plan.tables, &bytes, len), Some(raw));
+            let mut rng = Rng(seed);
+            for _ in 0..flips {
+                let at = rng.below(bytes.len());
+                bytes[at] ^= 1 << rng.below(8);
+                both(spec, &plan.tables, &bytes, len);
+                let _ = plan.decode(0, MAGNITUDES, &bytes, &[], &mut vec![0; len]);
+            }
+            bytes.truncate(rng.below(bytes.len() + 1));
+            both(spec, &plan.tables, &bytes, len);
+        }
     }
 }

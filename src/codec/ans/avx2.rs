@@ -96,9 +96,9 @@ pub(in crate::codec) fn powers16(v: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(in crate::codec) fn powers32(v: __m256i) -> Split {
     let powers = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
-    // The bytes look up v, v - 8, v - 16 and v - 24; a negative index gives 0.
+    // The bytes look up v, v - 8, v - 16 and v - 24; a negative index gives 0, and so must one from 16 on.
     let twice = _mm256_or_si256(v, _mm256_slli_epi16::<8>(v));
-    let low = _mm256_sub_epi8(twice, _mm256_set1_epi16(0x0800));
+    let low = _mm256_min_epu8(_mm256_sub_epi8(twice, _mm256_set1_epi16(0x0800)), _mm256_set1_epi8(15));
     let high = _mm256_sub_epi8(twice, _mm256_set1_epi16(0x1810));
     let at = [_mm256_unpacklo_epi16(low, high), _mm256_unpackhi_epi16(low, high)];
     at.map(|at| _mm256_shuffle_epi8(powers, at))
@@ -117,6 +117,23 @@ pub(in crate::codec) fn lookup<T: Copy + Into<i64>, const N: usize>(table: &[T; 
         _mm_setr_epi32(get(a & 0xFFFF_FFFF), get(a >> 32), get(b & 0xFFFF_FFFF), get(b >> 32))
     };
     _mm256_set_m128i(four(_mm256_extracti128_si256::<1>(at)), four(_mm256_castsi256_si128(at)))
+}
+
+/// The symbols of slots, as small signed numbers in order, and which of them are special.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::codec) fn numbers(slots: Split) -> (__m256i, __m256i) {
+    let h = _mm256_packs_epi32(_mm256_srai_epi32::<24>(slots[0]), _mm256_srai_epi32::<24>(slots[1]));
+    (h, _mm256_cmpgt_epi16(_mm256_abs_epi16(h), _mm256_set1_epi16(126)))
+}
+
+/// Sixteen values of 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::codec) fn spread(v: __m256i) -> [i32; LANES] {
+    let mut bytes = [0; 32];
+    store16(v, &mut bytes);
+    std::array::from_fn(|j| i16::from_le_bytes([bytes[2 * j], bytes[2 * j + 1]]) as i32)
 }
 
 /// States of a reader while vectors decode.
@@ -264,4 +281,24 @@ pub(in crate::codec) fn windows16(bits: &mut BitReader, widths: __m256i) -> Opti
     let low = _mm256_and_si256(widths, _mm256_set1_epi32(0xFFFF));
     let second = _mm256_sllv_epi32(window, _mm256_sub_epi32(_mm256_set1_epi32(16), low));
     Some(_mm256_blend_epi16::<0b10101010>(window, second))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn powers(v: i16) {
+        let [a, b] = powers32(_mm256_set1_epi16(v)).map(|p| _mm256_xor_si256(p, _mm256_set1_epi32(1 << v)));
+        assert!(_mm256_testz_si256(_mm256_or_si256(a, b), _mm256_set1_epi8(-1)) == 1, "{v}");
+        assert!(v > 15 || spread(powers16(_mm256_set1_epi16(v))) == [(1 << v) as i16 as i32; LANES], "{v}");
+    }
+
+    #[test]
+    fn powers_are_right_to_the_last() {
+        if available() {
+            // SAFETY: the features are there.
+            (0..=24).for_each(|v| unsafe { powers(v) });
+        }
+    }
 }

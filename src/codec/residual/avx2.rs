@@ -78,14 +78,6 @@ impl Contexts {
     }
 }
 
-/// The symbols of slots, as small signed numbers in order, and which of them are special.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn symbols(slots: Split) -> (__m256i, __m256i) {
-    let h = _mm256_packs_epi32(_mm256_srai_epi32::<24>(slots[0]), _mm256_srai_epi32::<24>(slots[1]));
-    (h, _mm256_cmpgt_epi16(_mm256_abs_epi16(h), _mm256_set1_epi16(126)))
-}
-
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn segment32<W: Word, const FLOAT: bool>(
     d: &mut Decoder,
@@ -95,8 +87,7 @@ fn segment32<W: Word, const FLOAT: bool>(
 ) -> Result<usize, Damage> {
     let mut lanes = Lanes::new(&d.reader);
     let contexts = Contexts::new(row, 4);
-    let (shift, mask) =
-        (_mm_cvtsi32_si128(row.exponent.shift as i32), _mm256_set1_epi32(row.exponent.mask as i32));
+    let (shift, mask) = (_mm_cvtsi32_si128(row.exponent.shift as i32), _mm256_set1_epi32(row.exponent.mask as i32));
     let exponent = |p| _mm256_and_si256(_mm256_srl_epi32(p, shift), mask);
     let (bases, outs) = (base.as_chunks::<64>().0, out.as_chunks_mut::<64>().0);
     for (base, out) in bases.iter().zip(outs.iter_mut()) {
@@ -107,7 +98,7 @@ fn segment32<W: Word, const FLOAT: bool>(
         let slots = [lookup(d.slots, at[0]), lookup(d.slots, at[1])];
         let need = lanes.advance(slots);
         lanes.feed(need, &mut d.reader).ok_or(CUT)?;
-        let (h, special) = symbols(slots);
+        let (h, special) = numbers(slots);
         let widths = _mm256_andnot_si256(special, raw);
         let low = windows32(&mut d.noise, widths).ok_or(CUT)?;
         let power = powers32(widths);
@@ -139,8 +130,7 @@ fn segment16<W: Word, const FLOAT: bool>(
 ) -> Result<usize, Damage> {
     let mut lanes = Lanes::new(&d.reader);
     let contexts = Contexts::new(row, 2);
-    let (shift, mask) =
-        (_mm_cvtsi32_si128(row.exponent.shift as i32), _mm256_set1_epi16(row.exponent.mask as i16));
+    let (shift, mask) = (_mm_cvtsi32_si128(row.exponent.shift as i32), _mm256_set1_epi16(row.exponent.mask as i16));
     let (bases, outs) = (base.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     for (base, out) in bases.iter().zip(outs.iter_mut()) {
         d.check()?;
@@ -150,7 +140,7 @@ fn segment16<W: Word, const FLOAT: bool>(
         let slots = [lookup(d.slots, at[0]), lookup(d.slots, at[1])];
         let need = lanes.advance(slots);
         lanes.feed(need, &mut d.reader).ok_or(CUT)?;
-        let (h, special) = symbols(slots);
+        let (h, special) = numbers(slots);
         let widths = _mm256_andnot_si256(special, raw);
         let mut r = h;
         if _mm256_testz_si256(widths, widths) == 0 {
@@ -199,11 +189,37 @@ fn restore16<const FLOAT: bool>(r: __m256i, base: __m256i) -> __m256i {
     _mm256_xor_si256(sum, _mm256_srli_epi16::<1>(crossed))
 }
 
-/// Sixteen values of 16 bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn spread(v: __m256i) -> [i32; LANES] {
-    let mut bytes = [0; 32];
-    store16(v, &mut bytes);
-    std::array::from_fn(|j| i16::from_le_bytes([bytes[2 * j], bytes[2 * j + 1]]) as i32)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn same_as_map(width: usize, scale: i32) {
+        for stairs in [false, true] {
+            let row = Row {
+                map: context::map(width, stairs),
+                exponent: Exponent { shift: 0, mask: 255 },
+                scale,
+                step: 4,
+                stairs: None,
+            };
+            let contexts = Contexts { stairs, ..Contexts::new(&row, width) };
+            for e in 0..=255u32 {
+                let (context, raw) = contexts.of(_mm256_set1_epi16(e as i16));
+                let entry = spread(context)[0] << 11 | spread(raw)[0] << 24;
+                assert_eq!(entry as u32, row.entry(e), "{width} {scale} {e} {stairs}");
+            }
+        }
+    }
+
+    #[test]
+    fn arithmetic_finds_the_contexts_of_the_map() {
+        let scales = (-100..1300).chain([-4000, -32768, 4000, 32767]);
+        for (scale, width) in scales.flat_map(|s| [(s, 2), (s, 4)]) {
+            if available() {
+                // SAFETY: the features are there.
+                unsafe { same_as_map(width, scale) }
+            }
+        }
+    }
 }
