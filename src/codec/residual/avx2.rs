@@ -5,6 +5,7 @@
 //! in lanes of 16 for both.
 
 use super::decode::Decoder;
+use super::encode::{Symbols, symbols_here};
 use super::*;
 use crate::codec::Damage;
 use crate::codec::ans::avx2::*;
@@ -29,6 +30,22 @@ pub(super) fn whole_groups<W: Word, const FLOAT: bool>(
         4 => unsafe { segment32::<W, FLOAT>(d, row, base, out) },
         _ => Ok(0),
     }
+}
+
+/// encode.rs's `symbols`, compiled for this machine's vectors if it has any.
+pub(super) fn symbols<W: Word, const FLOAT: bool>(
+    model: &Model,
+    block: u64,
+    raw: &[u8],
+    base: &[u8],
+    strict: bool,
+) -> Option<Symbols> {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn here<W: Word, const FLOAT: bool>(m: &Model, block: u64, raw: &[u8], base: &[u8], strict: bool) -> Symbols {
+        symbols_here::<W, FLOAT>(m, block, raw, base, strict)
+    }
+    // SAFETY: the features are there.
+    available().then(|| unsafe { here::<W, FLOAT>(model, block, raw, base, strict) })
 }
 
 /// A segment's row, spread over lanes of 16 bits.

@@ -8,7 +8,7 @@ use crate::codec::plane::put_varint;
 use crate::codec::tables::Counts;
 
 /// A block turned into symbols.
-struct Symbols {
+pub(super) struct Symbols {
     prefix: Vec<(u8, u8)>,
     body: Vec<(u8, u8)>,
     noise: BitWriter,
@@ -83,6 +83,7 @@ struct Group<W> {
 }
 
 /// A block's elements in groups; the last is filled up with zeros.
+#[inline(always)]
 fn groups<W: Word, const FLOAT: bool>(raw: &[u8], base: &[u8]) -> Vec<Group<W>> {
     let chunk = LANES * W::BYTES;
     let whole = raw.len() - raw.len() % W::BYTES;
@@ -121,6 +122,7 @@ impl Fit {
 }
 
 /// The kind that is likely the cheapest for `n` elements, and its scale; None when nothing differs.
+#[inline(always)]
 fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, groups: &[Group<W>], n: usize) -> (u8, Option<i16>) {
     let row = Row::new(model, STAIRS, Some(0));
     let mut sums = Sums::default();
@@ -145,6 +147,22 @@ fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, groups: &[Group<W>], n
 
 /// `strict`: only symbols that the tables can code.
 fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], base: &[u8], strict: bool) -> Symbols {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(s) = avx2::symbols::<W, FLOAT>(model, block, raw, base, strict) {
+        return s;
+    }
+    symbols_here::<W, FLOAT>(model, block, raw, base, strict)
+}
+
+/// Compiled for the features of each caller.
+#[inline(always)]
+pub(super) fn symbols_here<W: Word, const FLOAT: bool>(
+    model: &Model,
+    block: u64,
+    raw: &[u8],
+    base: &[u8],
+    strict: bool,
+) -> Symbols {
     let n = raw.len() / W::BYTES;
     let groups = groups::<W, FLOAT>(raw, base);
     let mut s = Symbols {
@@ -178,6 +196,7 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
 }
 
 /// Do new zeros keep the base's sign more often than they are +0?
+#[inline(always)]
 fn zero_flags<W: Word>(groups: &[Group<W>], n: usize) -> u8 {
     let (mut same, mut plus) = (0u32, 0u32);
     for g in &groups[..n / LANES] {
