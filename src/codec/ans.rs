@@ -103,8 +103,8 @@ impl Tables {
         })
     }
 
-    /// Codes `prefix`, then `body`, each from lane 0, as (context, symbol).
-    pub fn encode(&self, prefix: &[(u8, u8)], body: &[(u8, u8)]) -> Coded {
+    /// Codes `prefix`, then `body`, each from lane 0, of joined contexts and symbols.
+    pub fn encode(&self, prefix: &[u16], body: &[u16]) -> Coded {
         let steps = self.steps();
         let mut states = [START; LANES];
         // Filled from its end; one word more than can be, since a word is written before it is known to count.
@@ -113,8 +113,8 @@ impl Tables {
         for run in [body, prefix] {
             let whole = run.len() - run.len() % LANES;
             for group in [&run[whole..]].into_iter().chain(run[..whole].rchunks(LANES)) {
-                for (x, &(context, symbol)) in states.iter_mut().zip(group).rev() {
-                    let step = &steps[context as usize % CONTEXTS][symbol as usize];
+                for (x, &s) in states.iter_mut().zip(group).rev() {
+                    let step = &steps[(s >> 8) as usize % CONTEXTS][s as usize & 0xFF];
                     let full = *x > step.last;
                     words[at] = *x as u16;
                     at -= full as usize;
@@ -125,6 +125,12 @@ impl Tables {
         words.drain(..=at);
         Coded { states, words }
     }
+}
+
+/// A context and its symbol as one number.
+#[inline(always)]
+pub(super) fn join(context: u8, symbol: u8) -> u16 {
+    (context as u16) << 8 | symbol as u16
 }
 
 /// What a symbol is the zigzag of.

@@ -15,7 +15,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
-use super::ans::{BITS, ESCAPE, LANES, Reader, Tables};
+use super::ans::{BITS, CONTEXTS, ESCAPE, LANES, Reader, Tables, join};
 use super::bits::{BitReader, BitWriter};
 use super::context::{LEVEL, OTHER_ZERO, TOP, TRAILING, ZERO, zigzag};
 use super::plane::{at_end, get_varint, put_varint, take};
@@ -37,8 +37,9 @@ fn low_bits(spec: Spec) -> u32 {
 }
 
 struct Symbols {
-    prefix: Vec<(u8, u8)>,
-    body: Vec<(u8, u8)>,
+    /// Contexts and symbols (ans.rs).
+    prefix: Vec<u16>,
+    body: Vec<u16>,
     raw: BitWriter,
     scales: Vec<u8>,
     escapes: Vec<u8>,
@@ -46,8 +47,8 @@ struct Symbols {
 
 pub(super) fn count(spec: Spec, raw: &[u8], counts: &mut Counts) {
     let s = by_width!(spec.elem.width(), W => symbols::<W>(spec, None, 0, raw));
-    for (context, symbol) in s.prefix.into_iter().chain(s.body) {
-        counts[context as usize][symbol as usize] += 1;
+    for s in s.prefix.iter().chain(&s.body) {
+        counts[(s >> 8) as usize % CONTEXTS][*s as usize & 0xFF] += 1;
     }
 }
 
@@ -70,7 +71,7 @@ fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8])
     let words: Vec<W> = raw.chunks_exact(W::BYTES).map(W::load).collect();
     let mut s = Symbols {
         prefix: Vec::new(),
-        body: vec![(TOP, ESCAPE); words.len()],
+        body: vec![join(TOP, ESCAPE); words.len()],
         raw: BitWriter::new(raw.len()),
         scales: Vec::new(),
         escapes: Vec::new(),
@@ -92,20 +93,20 @@ fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8])
             s.scales.extend_from_slice(&(mean as i16).to_le_bytes());
         }
         scale = mean;
-        s.prefix.extend_from_slice(&[(TRAILING, shared as u8), (LEVEL, symbol)]);
+        s.prefix.extend_from_slice(&[join(TRAILING, shared as u8), join(LEVEL, symbol)]);
         for (&w, slot) in segment.iter().zip(body) {
             let magnitude = w.without_sign().to_u64() as u32;
             let h = (magnitude >> low).wrapping_sub(scale as u32) as i32;
             let symbol = zigzag(h as i64);
             if (h + 126) as u32 <= 252 && magnitude != 0 && can_code(TOP, symbol) {
                 let noise = (magnitude & ((1 << low) - 1)) >> shared;
-                s.raw.put(w.is_negative() as u32 | noise << 1, low - shared + 1);
-                slot.1 = symbol;
+                s.raw.put((w.is_negative() as u32 | noise << 1) as u64, low - shared + 1);
+                *slot = join(TOP, symbol);
                 continue;
             }
             let zero = if w.is_negative() { OTHER_ZERO } else { ZERO };
             if magnitude == 0 && can_code(TOP, zero) {
-                slot.1 = zero;
+                *slot = join(TOP, zero);
             } else {
                 let length = s.escapes.len();
                 s.escapes.resize(length + W::BYTES, 0);

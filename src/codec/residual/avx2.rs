@@ -224,7 +224,9 @@ mod tests {
             for e in 0..=255u32 {
                 let (context, raw) = contexts.of(_mm256_set1_epi16(e as i16));
                 let entry = spread(context)[0] << 11 | spread(raw)[0] << 24;
-                assert_eq!(entry as u32, row.entry(e), "{width} {scale} {e} {stairs}");
+                let mut entries = [0; LANES];
+                row.entries(&[e; LANES], &mut entries);
+                assert_eq!(entry as u32, entries[0], "{width} {scale} {e} {stairs}");
             }
         }
     }

@@ -138,15 +138,14 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
         let k = base.len() / W::BYTES;
-        let mut bases = [W::default(); LANES];
-        let [mut entries, mut offsets, mut low, mut moves] = [[0u32; LANES]; 4];
+        let [mut bases, mut entries, mut offsets, mut low, mut moves] = [[0u32; LANES]; 5];
         let mut symbols = [0i32; LANES];
         for (b, bytes) in bases.iter_mut().zip(base.chunks_exact(W::BYTES)) {
-            *b = W::load(bytes);
+            *b = W::load(bytes).to_u64() as u32;
         }
-        for j in 0..LANES {
-            entries[j] = row.entry(bases[j]);
-            offsets[j] = entries[j] & 0xFF_FFFF;
+        row.entries(&bases, &mut entries);
+        for (o, e) in offsets.iter_mut().zip(&entries) {
+            *o = e & 0xFF_FFFF;
         }
         self.reader.group(self.slots, &offsets, &mut symbols, k);
         if let Some(f) = &row.stairs {
@@ -161,7 +160,7 @@ impl Decoder<'_> {
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
             let r = (symbols[j] as u32) << (entries[j] >> 24);
             let r = r.wrapping_add(low[j]).wrapping_add(moves[j]);
-            restore::<W, FLOAT>(W::from_u32(r), bases[j]).store(o);
+            restore::<W, FLOAT>(W::from_u32(r), W::from_u32(bases[j])).store(o);
         }
         if special {
             self.specials::<W>(&symbols, base, out)?;

@@ -123,10 +123,16 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Context << BITS | raw bits << 24.
+    /// Of each value the context << BITS | raw bits << 24.
     #[inline(always)]
-    fn entry<W: Word>(&self, base: W) -> u32 {
-        self.map[context::index(self.scale - self.step * (self.exponent.get(base) as i32).max(1))]
+    fn entries(&self, bases: &[u32; LANES], entries: &mut [u32; LANES]) {
+        for (e, b) in entries.iter_mut().zip(bases) {
+            let exponent = (b >> self.exponent.shift & self.exponent.mask).max(1) as i32;
+            *e = context::index(self.scale - self.step * exponent) as u32;
+        }
+        for e in entries {
+            *e = self.map[*e as usize % context::T_COUNT];
+        }
     }
 }
 
