@@ -11,6 +11,9 @@
 //! coded; ESCAPE always can. Tables are made from weights with IEEE additions, multiplications and divisions
 //! only, hence equal on every machine.
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+
 use super::Damage;
 use super::plane::take;
 use std::sync::OnceLock;
@@ -28,7 +31,8 @@ pub(super) const MEMORY: u64 = (2 * 2 * 256 * CONTEXTS + 4 * SLOTS) as u64;
 
 pub(super) type Weights = [[f64; 256]; CONTEXTS];
 
-/// Frequencies, and what decoding needs of them: for each slot `symbol | (frequency - 1) << 8 | offset << 20`.
+/// Frequencies, and what decoding needs of them: for each slot `offset | frequency << 12 | number << 24`,
+/// where `number`, signed, is what the symbol is the zigzag of.
 #[derive(Debug)]
 pub(super) struct Tables {
     frequency: Box<[[u16; 256]; CONTEXTS]>,
@@ -77,7 +81,7 @@ impl Tables {
                 let mut at = 0;
                 for (symbol, &f) in self.frequency[context].iter().enumerate() {
                     for offset in 0..f as u32 {
-                        slots[at] = symbol as u32 | (f as u32 - 1) << 8 | offset << 20;
+                        slots[at] = offset | (f as u32) << 12 | number(symbol as u8) << 24;
                         at += 1;
                     }
                 }
@@ -99,8 +103,8 @@ impl Tables {
         })
     }
 
-    /// Codes `prefix`, then `body`, each from lane 0, as (context, symbol).
-    pub fn encode(&self, prefix: &[(u8, u8)], body: &[(u8, u8)]) -> Coded {
+    /// Codes `prefix`, then `body`, each from lane 0, of joined contexts and symbols.
+    pub fn encode(&self, prefix: &[u16], body: &[u16]) -> Coded {
         let steps = self.steps();
         let mut states = [START; LANES];
         // Filled from its end; one word more than can be, since a word is written before it is known to count.
@@ -109,8 +113,8 @@ impl Tables {
         for run in [body, prefix] {
             let whole = run.len() - run.len() % LANES;
             for group in [&run[whole..]].into_iter().chain(run[..whole].rchunks(LANES)) {
-                for (x, &(context, symbol)) in states.iter_mut().zip(group).rev() {
-                    let step = &steps[context as usize % CONTEXTS][symbol as usize];
+                for (x, &s) in states.iter_mut().zip(group).rev() {
+                    let step = &steps[(s >> 8) as usize % CONTEXTS][s as usize & 0xFF];
                     let full = *x > step.last;
                     words[at] = *x as u16;
                     at -= full as usize;
@@ -121,6 +125,18 @@ impl Tables {
         words.drain(..=at);
         Coded { states, words }
     }
+}
+
+/// A context and its symbol as one number.
+#[inline(always)]
+pub(super) fn join(context: u8, symbol: u8) -> u16 {
+    (context as u16) << 8 | symbol as u16
+}
+
+/// What a symbol is the zigzag of.
+#[inline(always)]
+fn number(symbol: u8) -> u32 {
+    (symbol >> 1) as u32 ^ (symbol as u32 & 1).wrapping_neg()
 }
 
 /// One symbol's division by its frequency f, as a multiplication by 2^64/f rounded up: exact for states below
@@ -218,19 +234,20 @@ impl Reader {
         Ok(Reader { states, words, at: 0, count })
     }
 
-    /// The next `k` symbols, LANES at most, from lane 0 on. `offsets` are the contexts `<< BITS`, other bits masked.
+    /// The next `k` symbols, LANES at most, from lane 0 on, as the small signed numbers that they are the zigzag of.
+    /// `offsets` are the contexts `<< BITS`, other bits masked.
     #[inline(always)]
-    pub fn group(&mut self, slots: &[u32; SLOTS], offsets: &[u32; LANES], symbols: &mut [u32; LANES], k: usize) {
+    pub fn group(&mut self, slots: &[u32; SLOTS], offsets: &[u32; LANES], symbols: &mut [i32; LANES], k: usize) {
         let Some(words) = self.words.get(self.at..).and_then(|w| w.first_chunk::<LANES>()) else { return };
         let mut used = 0usize;
         for j in 0..k.min(LANES) {
             let x = self.states[j];
             let slot = slots[(offsets[j] as usize + (x & (TOTAL - 1)) as usize) % SLOTS];
-            let y = ((slot >> 8 & 0xFFF) + 1).wrapping_mul(x >> BITS).wrapping_add(slot >> 20);
+            let y = (slot >> 12 & 0xFFF).wrapping_mul(x >> BITS).wrapping_add(slot & 0xFFF);
             let need = (y < START) as u32;
             self.states[j] = y << (16 * need) | (words[used % LANES] as u32 & need.wrapping_neg());
             used += need as usize;
-            symbols[j] = slot & 0xFF;
+            symbols[j] = slot as i32 >> 24;
         }
         self.at += used;
     }

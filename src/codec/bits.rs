@@ -17,10 +17,10 @@ impl BitWriter {
         BitWriter { bytes: vec![0; bytes + 16], at: 0, held: 0, count: 0 }
     }
 
-    /// At most 32 bits, the others zero. What finds no room is lost.
+    /// At most 56 bits, the others zero. What finds no room is lost.
     #[inline(always)]
-    pub fn put(&mut self, value: u32, bits: u32) {
-        self.held |= (value as u64) << self.count;
+    pub fn put(&mut self, value: u64, bits: u32) {
+        self.held |= value << self.count;
         self.count += bits;
         if let Some(window) = self.bytes.get_mut(self.at..self.at + 8) {
             window.copy_from_slice(&self.held.to_le_bytes());
@@ -30,12 +30,17 @@ impl BitWriter {
         self.count &= 7;
     }
 
-    /// The first `k` values, each as `put`.
+    /// The first `k` values, each as `put`, of at most 28 bits.
     #[inline(always)]
     pub fn put_group<const N: usize>(&mut self, values: &[u32; N], bits: &[u32; N], k: usize) {
+        const { assert!(N.is_multiple_of(2)) };
         let mut local = BitWriter { bytes: std::mem::take(&mut self.bytes), ..*self };
-        for j in 0..k.min(N) {
-            local.put(values[j], bits[j]);
+        if k < N {
+            (0..k).for_each(|j| local.put(values[j] as u64, bits[j]));
+        } else {
+            (0..N)
+                .step_by(2)
+                .for_each(|j| local.put(values[j] as u64 | (values[j + 1] as u64) << bits[j], bits[j] + bits[j + 1]));
         }
         *self = local;
     }

@@ -50,8 +50,14 @@ pub(super) fn map(width: usize, stairs: bool) -> &'static Map {
     &MAPS[width.trailing_zeros().min(2) as usize][stairs as usize]
 }
 
+/// The first `t` of FAR, a multiple of 4.
+pub(super) const fn far(width: usize) -> i32 {
+    let bits = 8 * width as i32 - 3;
+    4 * if bits < 27 { bits } else { 27 }
+}
+
 const fn make_map(width: i32, stairs: bool) -> Map {
-    let far = if 8 * width - 3 < 27 { 4 * (8 * width - 3) } else { 4 * 27 };
+    let far = far(width as usize);
     let mut map = [0; T_COUNT];
     let mut i = 0;
     while i < T_COUNT {

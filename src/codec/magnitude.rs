@@ -12,7 +12,10 @@
 //! plain symbol the sign bit and the low bits, less the shared zeros, lowest first; the escaped scales; the escaped
 //! elements; the last `len % width` bytes.
 
-use super::ans::{BITS, ESCAPE, LANES, Reader, Tables};
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+use super::ans::{BITS, CONTEXTS, ESCAPE, LANES, Reader, Tables, join};
 use super::bits::{BitReader, BitWriter};
 use super::context::{LEVEL, OTHER_ZERO, TOP, TRAILING, ZERO, zigzag};
 use super::plane::{at_end, get_varint, put_varint, take};
@@ -34,8 +37,9 @@ fn low_bits(spec: Spec) -> u32 {
 }
 
 struct Symbols {
-    prefix: Vec<(u8, u8)>,
-    body: Vec<(u8, u8)>,
+    /// Contexts and symbols (ans.rs).
+    prefix: Vec<u16>,
+    body: Vec<u16>,
     raw: BitWriter,
     scales: Vec<u8>,
     escapes: Vec<u8>,
@@ -43,8 +47,8 @@ struct Symbols {
 
 pub(super) fn count(spec: Spec, raw: &[u8], counts: &mut Counts) {
     let s = by_width!(spec.elem.width(), W => symbols::<W>(spec, None, 0, raw));
-    for (context, symbol) in s.prefix.into_iter().chain(s.body) {
-        counts[context as usize][symbol as usize] += 1;
+    for s in s.prefix.iter().chain(&s.body) {
+        counts[(s >> 8) as usize % CONTEXTS][*s as usize & 0xFF] += 1;
     }
 }
 
@@ -67,7 +71,7 @@ fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8])
     let words: Vec<W> = raw.chunks_exact(W::BYTES).map(W::load).collect();
     let mut s = Symbols {
         prefix: Vec::new(),
-        body: vec![(TOP, ESCAPE); words.len()],
+        body: vec![join(TOP, ESCAPE); words.len()],
         raw: BitWriter::new(raw.len()),
         scales: Vec::new(),
         escapes: Vec::new(),
@@ -89,20 +93,20 @@ fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8])
             s.scales.extend_from_slice(&(mean as i16).to_le_bytes());
         }
         scale = mean;
-        s.prefix.extend_from_slice(&[(TRAILING, shared as u8), (LEVEL, symbol)]);
+        s.prefix.extend_from_slice(&[join(TRAILING, shared as u8), join(LEVEL, symbol)]);
         for (&w, slot) in segment.iter().zip(body) {
             let magnitude = w.without_sign().to_u64() as u32;
             let h = (magnitude >> low).wrapping_sub(scale as u32) as i32;
             let symbol = zigzag(h as i64);
             if (h + 126) as u32 <= 252 && magnitude != 0 && can_code(TOP, symbol) {
                 let noise = (magnitude & ((1 << low) - 1)) >> shared;
-                s.raw.put(w.is_negative() as u32 | noise << 1, low - shared + 1);
-                slot.1 = symbol;
+                s.raw.put((w.is_negative() as u32 | noise << 1) as u64, low - shared + 1);
+                *slot = join(TOP, symbol);
                 continue;
             }
             let zero = if w.is_negative() { OTHER_ZERO } else { ZERO };
             if magnitude == 0 && can_code(TOP, zero) {
-                slot.1 = zero;
+                *slot = join(TOP, zero);
             } else {
                 let length = s.escapes.len();
                 s.escapes.resize(length + W::BYTES, 0);
@@ -127,15 +131,36 @@ fn survey<W: Word>(segment: &[W], low: u32) -> (u32, i32) {
     (or.trailing_zeros().min(low), ((sum + n / 2) / n.max(1)).min(i16::MAX as u64) as i32)
 }
 
-pub(super) fn decode(spec: Spec, tables: &Tables, block: u64, mut input: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+pub(super) fn decode(spec: Spec, tables: &Tables, block: u64, input: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+    decode_by(true, spec, tables, block, input, out)
+}
+
+/// `vectors`: use them where there are any; the bytes are the same.
+fn decode_by(
+    vectors: bool,
+    spec: Spec,
+    tables: &Tables,
+    block: u64,
+    mut input: &[u8],
+    out: &mut [u8],
+) -> Result<(), Damage> {
     let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
     let reader = Reader::new(&mut input, words)?;
     let bits = BitReader::new(take(&mut input, noise)?);
-    let d = Decoder { low: low_bits(spec), tables, reader, bits, escapes: input };
+    let d = Decoder { vectors, low: low_bits(spec), tables, reader, bits, escapes: input };
     by_width!(spec.elem.width(), W => d.block::<W>(&segments(spec, block, out.len() / W::BYTES), out))
 }
 
+/// What a segment's elements share.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Trailing zeros, at most `low`.
+    shared: u32,
+    scale: u32,
+}
+
 struct Decoder<'a> {
+    vectors: bool,
     low: u32,
     tables: &'a Tables,
     reader: Reader,
@@ -147,10 +172,8 @@ impl Decoder<'_> {
     fn block<W: Word>(mut self, ends: &[usize], out: &mut [u8]) -> Result<(), Damage> {
         let rows = self.rows(ends.len())?;
         let mut from = 0;
-        for (&to, (shared, scale)) in ends.iter().zip(rows) {
-            for out in out[from * W::BYTES..to * W::BYTES].chunks_mut(LANES * W::BYTES) {
-                self.group::<W>(shared, scale, out)?;
-            }
+        for (&to, row) in ends.iter().zip(rows) {
+            self.segment::<W>(row, &mut out[from * W::BYTES..to * W::BYTES])?;
             from = to;
         }
         self.reader.finish()?;
@@ -159,25 +182,43 @@ impl Decoder<'_> {
         at_end(self.escapes)
     }
 
-    /// Shared zeros and scale of each segment.
-    fn rows(&mut self, n: usize) -> Result<Vec<(u32, u32)>, Damage> {
+    fn segment<W: Word>(&mut self, row: Row, out: &mut [u8]) -> Result<(), Damage> {
+        let done = if self.vectors { self.by_vectors::<W>(row, out)? } else { 0 };
+        for out in out[done..].chunks_mut(LANES * W::BYTES) {
+            self.group::<W>(row, out)?;
+        }
+        Ok(())
+    }
+
+    /// Decodes what this machine has vectors for; returns how many bytes.
+    #[cfg(target_arch = "x86_64")]
+    fn by_vectors<W: Word>(&mut self, row: Row, out: &mut [u8]) -> Result<usize, Damage> {
+        avx2::whole_groups::<W>(self, row, out)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn by_vectors<W: Word>(&mut self, _: Row, _: &mut [u8]) -> Result<usize, Damage> {
+        Ok(0)
+    }
+
+    fn rows(&mut self, n: usize) -> Result<Vec<Row>, Damage> {
         let mut rows = Vec::with_capacity(n);
         let mut scale = 0i32;
-        let mut symbols = [0; LANES];
+        let mut symbols = [0i32; LANES];
         let contexts = std::array::from_fn(|j| (if j % 2 == 0 { TRAILING } else { LEVEL } as u32) << BITS);
         while rows.len() < n {
             let k = (2 * (n - rows.len())).min(LANES);
             self.reader.group(self.tables.slots(), &contexts, &mut symbols, k);
             self.check()?;
             for pair in symbols[..k].chunks_exact(2) {
-                scale = match pair[1] as u8 {
+                scale = match zigzag(pair[1] as i64) {
                     ESCAPE => {
                         let b = take(&mut self.escapes, 2)?;
                         i16::from_le_bytes([b[0], b[1]]) as i32
                     }
-                    z => scale.wrapping_add(z as i32 >> 1 ^ -(z as i32 & 1)),
+                    _ => scale.wrapping_add(pair[1]),
                 };
-                rows.push((pair[0].min(self.low), scale as u32));
+                rows.push(Row { shared: self.low.min(zigzag(pair[0] as i64) as u32), scale: scale as u32 });
             }
         }
         Ok(rows)
@@ -191,20 +232,19 @@ impl Decoder<'_> {
     }
 
     #[inline(always)]
-    fn group<W: Word>(&mut self, shared: u32, scale: u32, out: &mut [u8]) -> Result<(), Damage> {
+    fn group<W: Word>(&mut self, Row { shared, scale }: Row, out: &mut [u8]) -> Result<(), Damage> {
         let k = (out.len() / W::BYTES).min(LANES);
-        let [mut symbols, mut noise] = [[0u32; LANES]; 2];
+        let (mut symbols, mut noise) = ([0i32; LANES], [0u32; LANES]);
         self.reader.group(self.tables.slots(), &[(TOP as u32) << BITS; LANES], &mut symbols, k);
         let width = self.low - shared + 1;
         let mut special = false;
         for j in 0..k {
-            let plain = symbols[j] < ZERO as u32;
+            let plain = (-126..=126).contains(&symbols[j]);
             special |= !plain;
             noise[j] = self.bits.take(if plain { width } else { 0 });
         }
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
-            let z = symbols[j];
-            let top = scale.wrapping_add((z >> 1) ^ (z & 1).wrapping_neg());
+            let top = scale.wrapping_add(symbols[j] as u32);
             let magnitude = (top << self.low).wrapping_add((noise[j] >> 1) << shared);
             W::from_u32(magnitude).with_sign(noise[j] & 1 != 0).store(o);
         }
@@ -215,9 +255,9 @@ impl Decoder<'_> {
     }
 
     #[cold]
-    fn specials<W: Word>(&mut self, symbols: &[u32; LANES], out: &mut [u8]) -> Result<(), Damage> {
+    fn specials<W: Word>(&mut self, symbols: &[i32; LANES], out: &mut [u8]) -> Result<(), Damage> {
         for (o, &symbol) in out.chunks_exact_mut(W::BYTES).zip(symbols) {
-            match symbol as u8 {
+            match zigzag(symbol as i64) {
                 ZERO => W::zero(false).store(o),
                 OTHER_ZERO => W::zero(true).store(o),
                 ESCAPE => o.copy_from_slice(take(&mut self.escapes, W::BYTES)?),
@@ -225,5 +265,52 @@ impl Decoder<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::tests::{Rng, block};
+    use crate::codec::{Effort, MAGNITUDES, Plan};
+    use proptest::prelude::*;
+
+    const ELEMS: [Elem; 5] = [
+        Elem::Float { width: 4, mantissa: 23 },
+        Elem::Float { width: 2, mantissa: 7 },
+        Elem::Float { width: 2, mantissa: 10 },
+        Elem::Float { width: 1, mantissa: 3 },
+        Elem::Float { width: 4, mantissa: 10 },
+    ];
+
+    fn both(spec: Spec, tables: &Tables, bytes: &[u8], len: usize) -> Option<Vec<u8>> {
+        let (mut vectors, mut portable) = (vec![0x55; len], vec![0xAA; len]);
+        let ok = decode_by(true, spec, tables, 0, bytes, &mut vectors).is_ok();
+        assert_eq!(ok, decode_by(false, spec, tables, 0, bytes, &mut portable).is_ok());
+        assert!(!ok || vectors == portable);
+        ok.then_some(vectors)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 400 }))]
+
+        #[test]
+        fn vectors_change_nothing(elem in 0..ELEMS.len(), kind in 0..8u8, seed: u64, len in 0..9000usize, flips in 0..4usize) {
+            let spec = Spec { elem: ELEMS[elem], row_bytes: 320 * ELEMS[elem].width() };
+            let (raw, _) = block(spec.elem, kind, len, seed);
+            let plan = Plan::choose(spec, Effort::Default, &[(&raw, vec![])]);
+            let mut bytes = Vec::new();
+            encode(spec, &plan.tables, 0, &raw, &mut bytes);
+            prop_assert_eq!(both(spec, &plan.tables, &bytes, len), Some(raw));
+            let mut rng = Rng(seed);
+            for _ in 0..flips {
+                let at = rng.below(bytes.len());
+                bytes[at] ^= 1 << rng.below(8);
+                both(spec, &plan.tables, &bytes, len);
+                let _ = plan.decode(0, MAGNITUDES, &bytes, &[], &mut vec![0; len]);
+            }
+            bytes.truncate(rng.below(bytes.len() + 1));
+            both(spec, &plan.tables, &bytes, len);
+        }
     }
 }

@@ -4,9 +4,8 @@ use super::*;
 use crate::codec::Damage;
 use crate::codec::ans::{BITS, ESCAPE, Reader, SLOTS};
 use crate::codec::bits::BitReader;
-use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
+use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO, zigzag};
 use crate::codec::plane::{at_end, get_varint, take};
-use crate::codec::word::restore;
 
 pub(super) struct Decoder<'a> {
     flags: u8,
@@ -20,7 +19,7 @@ pub(super) struct Decoder<'a> {
 /// Does this machine have vectors that decode.rs can use?
 pub(in crate::codec) fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return avx2::available();
+    return ans::avx2::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -75,14 +74,14 @@ impl Decoder<'_> {
     fn rows<'m>(&mut self, model: &Model<'m>, n: usize, first: i16) -> Result<Vec<Row<'m>>, Damage> {
         let mut scales = [first as i32, 0];
         let mut rows = Vec::with_capacity(n);
-        let mut symbols = [0; LANES];
+        let mut symbols = [0i32; LANES];
         let contexts = std::array::from_fn(|j| (if j % 2 == 0 { KIND } else { SCALE } as u32) << BITS);
         while rows.len() < n {
             let k = (2 * (n - rows.len())).min(LANES);
             self.reader.group(self.slots, &contexts, &mut symbols, k);
             self.check()?;
             for pair in symbols[..k].chunks_exact(2) {
-                let (kind, symbol) = (pair[0] as u8, pair[1] as u8);
+                let (kind, symbol) = (zigzag(pair[0] as i64), zigzag(pair[1] as i64));
                 let scale = &mut scales[(kind != STEPS) as usize];
                 *scale = match symbol {
                     ESCAPE => {
@@ -90,7 +89,7 @@ impl Decoder<'_> {
                         i16::from_le_bytes([b[0], b[1]]) as i32
                     }
                     STILL => *scale,
-                    z => (*scale + (z as i32 >> 1 ^ -(z as i32 & 1))).clamp(-4000, 4000),
+                    _ => (*scale + pair[1]).clamp(-4000, 4000),
                 };
                 rows.push(Row::new(model, kind, (symbol != STILL).then_some(*scale)));
             }
@@ -139,14 +138,14 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
         let k = base.len() / W::BYTES;
-        let mut bases = [W::default(); LANES];
-        let [mut entries, mut offsets, mut symbols, mut low, mut moves] = [[0u32; LANES]; 5];
+        let [mut bases, mut entries, mut offsets, mut low, mut moves] = [[0u32; LANES]; 5];
+        let mut symbols = [0i32; LANES];
         for (b, bytes) in bases.iter_mut().zip(base.chunks_exact(W::BYTES)) {
-            *b = W::load(bytes);
+            *b = W::load(bytes).to_u64() as u32;
         }
-        for j in 0..LANES {
-            entries[j] = row.entry(bases[j]);
-            offsets[j] = entries[j] & 0xFF_FFFF;
+        row.entries(&bases, &mut entries);
+        for (o, e) in offsets.iter_mut().zip(&entries) {
+            *o = e & 0xFF_FFFF;
         }
         self.reader.group(self.slots, &offsets, &mut symbols, k);
         if let Some(f) = &row.stairs {
@@ -154,18 +153,17 @@ impl Decoder<'_> {
         }
         let mut special = false;
         for j in 0..k.min(LANES) {
-            let plain = symbols[j] < ZERO as u32;
+            let plain = is_plain(symbols[j]);
             special |= !plain;
             low[j] = self.noise.take(if plain { entries[j] >> 24 } else { 0 });
         }
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
-            let z = symbols[j];
-            let r = ((z >> 1) ^ (z & 1).wrapping_neg()) << (entries[j] >> 24);
+            let r = (symbols[j] as u32) << (entries[j] >> 24);
             let r = r.wrapping_add(low[j]).wrapping_add(moves[j]);
-            restore::<W, FLOAT>(W::from_u32(r), bases[j]).store(o);
+            restore::<W, FLOAT>(W::from_u32(r), W::from_u32(bases[j])).store(o);
         }
         if special {
-            self.specials(&symbols, &bases, out)?;
+            self.specials::<W>(&symbols, base, out)?;
         }
         Ok(())
     }
@@ -174,18 +172,25 @@ impl Decoder<'_> {
     #[cold]
     pub(super) fn specials<W: Word>(
         &mut self,
-        symbols: &[u32; LANES],
-        bases: &[W; LANES],
+        symbols: &[i32; LANES],
+        base: &[u8],
         out: &mut [u8],
     ) -> Result<(), Damage> {
-        for ((o, &symbol), &base) in out.chunks_exact_mut(W::BYTES).zip(symbols).zip(bases) {
-            match symbol as u8 {
-                ZERO => zero_of(self.flags, false, base).store(o),
-                OTHER_ZERO => zero_of(self.flags, true, base).store(o),
+        let pairs = out.chunks_exact_mut(W::BYTES).zip(base.chunks_exact(W::BYTES));
+        for ((o, base), &symbol) in pairs.zip(symbols) {
+            match zigzag(symbol as i64) {
+                ZERO => zero_of(self.flags, false, W::load(base)).store(o),
+                OTHER_ZERO => zero_of(self.flags, true, W::load(base)).store(o),
                 ESCAPE => o.copy_from_slice(take(&mut self.escapes, W::BYTES)?),
                 _ => {}
             }
         }
         Ok(())
     }
+}
+
+/// Neither a zero nor an escape.
+#[inline(always)]
+fn is_plain(symbol: i32) -> bool {
+    (-126..=126).contains(&symbol)
 }

@@ -1,17 +1,17 @@
 //! From a block and its base to symbols, raw bits and escapes (layout: mod.rs).
 
 use super::*;
-use crate::codec::ans::{BITS, ESCAPE};
+use crate::codec::ans::{BITS, CONTEXTS, ESCAPE, join};
 use crate::codec::bits::BitWriter;
 use crate::codec::context::{KIND, OTHER_ZERO, SCALE, ZERO};
 use crate::codec::plane::put_varint;
 use crate::codec::tables::Counts;
-use crate::codec::word::residual;
 
 /// A block turned into symbols.
-struct Symbols {
-    prefix: Vec<(u8, u8)>,
-    body: Vec<(u8, u8)>,
+pub(super) struct Symbols {
+    /// Contexts and symbols (ans.rs).
+    prefix: Vec<u16>,
+    body: Vec<u16>,
     noise: BitWriter,
     scales: Vec<u8>,
     escapes: Vec<u8>,
@@ -22,8 +22,8 @@ struct Symbols {
 /// Counts what a block's symbols would be, were all of them codable.
 pub(in crate::codec) fn count(model: &Model, raw: &[u8], base: &[u8], counts: &mut Counts) {
     let s = by_kind!(model.spec, W, FLOAT => symbols::<W, FLOAT>(model, 0, raw, base, false));
-    for (context, symbol) in s.prefix.into_iter().chain(s.body) {
-        counts[context as usize][symbol as usize] += 1;
+    for s in s.prefix.iter().chain(&s.body) {
+        counts[(s >> 8) as usize % CONTEXTS][*s as usize & 0xFF] += 1;
     }
 }
 
@@ -42,6 +42,57 @@ pub(in crate::codec) fn encode(model: &Model, block: u64, raw: &[u8], index: u8,
     out.extend_from_slice(&raw[raw.len() - raw.len() % model.spec.elem.width()..]);
 }
 
+/// LANES elements side by side, each in 32 bits: as long as all of a step is in lanes as wide, it vectorises.
+struct Group {
+    base: [u32; LANES],
+    residual: [i32; LANES],
+    /// All ones where the child is a zero of a float, else 0.
+    zero: [u32; LANES],
+    len: usize,
+}
+
+impl Group {
+    /// Of at most LANES elements; zeros fill it up.
+    #[inline(always)]
+    fn load<W: Word, const FLOAT: bool>(raw: &[u8], base: &[u8]) -> Group {
+        // In the upper part of their lanes elements wrap as they do on their own.
+        let up = 32 - 8 * W::BYTES as u32;
+        let (child, base) = (load::<W>(raw), load::<W>(base));
+        let (mut residual, mut zero) = ([0; LANES], [0; LANES]);
+        for j in 0..LANES {
+            let (c, b) = (child[j] << up, base[j] << up);
+            residual[j] = super::residual::<u32, FLOAT>(c, b) as i32 >> up;
+            zero[j] = ((FLOAT && c.is_zero()) as u32).wrapping_neg();
+        }
+        Group { base, residual, zero, len: raw.len() / W::BYTES }
+    }
+
+    /// What the staircase leaves of the residuals.
+    #[inline(always)]
+    fn after_stairs<W: Word>(&self, f: &Finder) -> [i32; LANES] {
+        let up = 32 - 8 * W::BYTES as u32;
+        let mut r = [0; LANES];
+        (0..LANES).for_each(|j| r[j] = f.get(self.base[j]));
+        (0..LANES).for_each(|j| r[j] = self.residual[j].wrapping_sub(r[j]) << up >> up);
+        r
+    }
+}
+
+#[inline(always)]
+fn load<W: Word>(bytes: &[u8]) -> [u32; LANES] {
+    let mut words = [0; LANES];
+    if bytes.len() == LANES * W::BYTES {
+        for j in 0..LANES {
+            words[j] = W::load(&bytes[j * W::BYTES..]).to_u64() as u32;
+        }
+    } else {
+        for (w, b) in words.iter_mut().zip(bytes.chunks_exact(W::BYTES)) {
+            *w = W::load(b).to_u64() as u32;
+        }
+    }
+    words
+}
+
 /// Sums over a segment, in LANES parts so that they vectorise.
 #[derive(Default)]
 struct Sums {
@@ -54,50 +105,33 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds the first `k` of a group.
     #[inline(always)]
-    fn add<W: Word, const FLOAT: bool>(&mut self, row: &Row, g: &Group<W>, k: usize) {
+    fn add<W: Word>(&mut self, row: &Row, g: &Group) {
+        let mut counts = [0; LANES];
         for j in 0..LANES {
-            let counts = (j < k && !(FLOAT && g.child[j].is_zero())) as u32;
-            let e = (row.exponent.get(g.base[j]) as u32).clamp(1, 254);
-            let size = (g.residual[j].magnitude() as u32 & counts.wrapping_neg()) as f32;
+            counts[j] = ((j < g.len) as u32).wrapping_neg() & !g.zero[j];
+        }
+        for j in 0..LANES {
+            let e = (g.base[j] >> row.exponent.shift & row.exponent.mask).clamp(1, 254);
+            let size = size(g.residual[j], counts[j]);
             self.steps[j] += size * f32::from_bits(e << 23);
             self.units[j] += size;
-            self.exponents[j] += e & counts.wrapping_neg();
-            self.count[j] += counts;
+            self.exponents[j] += e & counts[j];
+            self.count[j] += counts[j] & 1;
         }
         if let Some(f) = &row.stairs {
-            for j in 0..k.min(LANES) {
-                let r = g.residual[j].sub(W::from_u32(f.get(g.base[j]) as u32));
-                self.stairs[j] += if FLOAT && g.child[j].is_zero() { 0.0 } else { r.magnitude() as u32 as f32 };
+            let r = g.after_stairs::<W>(f);
+            for j in 0..LANES {
+                self.stairs[j] += size(r[j], counts[j]);
             }
         }
     }
 }
 
-/// LANES elements side by side.
-#[derive(Clone, Copy)]
-struct Group<W> {
-    child: [W; LANES],
-    base: [W; LANES],
-    residual: [W; LANES],
-}
-
-/// A block's elements in groups; the last is filled up with zeros.
-fn groups<W: Word, const FLOAT: bool>(raw: &[u8], base: &[u8]) -> Vec<Group<W>> {
-    let chunk = LANES * W::BYTES;
-    let whole = raw.len() - raw.len() % W::BYTES;
-    let load = |bytes: &[u8]| {
-        let mut words = [W::default(); LANES];
-        words.iter_mut().zip(bytes.chunks_exact(W::BYTES)).for_each(|(w, b)| *w = W::load(b));
-        words
-    };
-    let pairs = raw[..whole].chunks(chunk).zip(base[..whole].chunks(chunk));
-    let group = |(c, b)| {
-        let (child, base) = (load(c), load(b));
-        Group { child, base, residual: std::array::from_fn(|j| residual::<W, FLOAT>(child[j], base[j])) }
-    };
-    pairs.map(group).collect()
+/// A residual's size, or 0 where it does not count.
+#[inline(always)]
+fn size(r: i32, counts: u32) -> f32 {
+    ((r as u32).magnitude().min(i32::MAX as u64) as u32 & counts) as i32 as f32
 }
 
 /// What a segment would cost in one kind: `bits` an element, but for a constant.
@@ -121,12 +155,14 @@ impl Fit {
     }
 }
 
-/// The kind that is likely the cheapest for `n` elements, and its scale; None when nothing differs.
-fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, groups: &[Group<W>], n: usize) -> (u8, Option<i16>) {
+/// The kind that is likely the cheapest for a segment, and its scale; None when nothing differs.
+#[inline(always)]
+fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, raw: &[u8], base: &[u8]) -> (u8, Option<i16>) {
     let row = Row::new(model, STAIRS, Some(0));
     let mut sums = Sums::default();
-    for (i, g) in groups.iter().enumerate() {
-        sums.add::<W, FLOAT>(&row, g, n - i * LANES);
+    // No closure, which would be compiled for fewer features.
+    for (c, b) in raw.chunks(LANES * W::BYTES).zip(base.chunks(LANES * W::BYTES)) {
+        sums.add::<W>(&row, &Group::load::<W, FLOAT>(c, b));
     }
     let n = sums.count.iter().sum::<u32>().max(1);
     let exponent = sums.exponents.iter().sum::<u32>() as f32 / n as f32;
@@ -146,8 +182,23 @@ fn choose_kind<W: Word, const FLOAT: bool>(model: &Model, groups: &[Group<W>], n
 
 /// `strict`: only symbols that the tables can code.
 fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], base: &[u8], strict: bool) -> Symbols {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(s) = avx2::symbols::<W, FLOAT>(model, block, raw, base, strict) {
+        return s;
+    }
+    symbols_here::<W, FLOAT>(model, block, raw, base, strict)
+}
+
+/// Compiled for the features of each caller.
+#[inline(always)]
+pub(super) fn symbols_here<W: Word, const FLOAT: bool>(
+    model: &Model,
+    block: u64,
+    raw: &[u8],
+    base: &[u8],
+    strict: bool,
+) -> Symbols {
     let n = raw.len() / W::BYTES;
-    let groups = groups::<W, FLOAT>(raw, base);
     let mut s = Symbols {
         prefix: Vec::new(),
         body: Vec::with_capacity(n + LANES),
@@ -155,13 +206,14 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         scales: Vec::new(),
         escapes: Vec::new(),
         first_scale: 0,
-        flags: if FLOAT { zero_flags(&groups, n) } else { 0 },
+        flags: if FLOAT { zero_flags::<W>(raw, base) } else { 0 },
     };
     let mut scales = [None, Some(0)];
     let mut from = 0;
     for to in segments(model.spec, block, n) {
-        let segment = &groups[from / LANES..to.div_ceil(LANES)];
-        let (kind, scale) = choose_kind::<W, FLOAT>(model, segment, to - from);
+        let bytes = from * W::BYTES..to * W::BYTES;
+        let (raw, base) = (&raw[bytes.clone()], &base[bytes]);
+        let (kind, scale) = choose_kind::<W, FLOAT>(model, raw, base);
         let last = &mut scales[(kind != STEPS) as usize];
         if let (None, Some(scale)) = (&last, scale) {
             s.first_scale = scale;
@@ -170,8 +222,8 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
         let scale = s.announce(model, strict, kind, before, scale);
         *last = scale.or(*last);
         let coder = Coder { tables: strict.then_some(model.tables), row: Row::new(model, kind, scale) };
-        for (i, g) in segment.iter().enumerate() {
-            coder.group::<W, FLOAT>(g, (to - from - i * LANES).min(LANES), &mut s);
+        for (c, b) in raw.chunks(LANES * W::BYTES).zip(base.chunks(LANES * W::BYTES)) {
+            coder.group::<W>(&Group::load::<W, FLOAT>(c, b), c, &mut s);
         }
         from = to;
     }
@@ -179,13 +231,17 @@ fn symbols<W: Word, const FLOAT: bool>(model: &Model, block: u64, raw: &[u8], ba
 }
 
 /// Do new zeros keep the base's sign more often than they are +0?
-fn zero_flags<W: Word>(groups: &[Group<W>], n: usize) -> u8 {
+#[inline(always)]
+fn zero_flags<W: Word>(raw: &[u8], base: &[u8]) -> u8 {
     let (mut same, mut plus) = (0u32, 0u32);
-    for g in &groups[..n / LANES] {
+    let chunk = LANES * W::BYTES;
+    for (c, b) in raw.chunks_exact(chunk).zip(base.chunks_exact(chunk)) {
+        let (child, base) = (load::<W>(c), load::<W>(b));
         for j in 0..LANES {
-            let zero = g.child[j].is_zero();
-            same += (zero && g.child[j].is_negative() == g.base[j].is_negative()) as u32;
-            plus += (zero && !g.child[j].is_negative()) as u32;
+            let sign = 1 << (8 * W::BYTES - 1);
+            let zero = (child[j] & !sign == 0) as u32;
+            same += zero & ((child[j] ^ base[j]) & sign == 0) as u32;
+            plus += zero & (child[j] & sign == 0) as u32;
         }
     }
     if same > plus { BASE_SIGN } else { 0 }
@@ -203,8 +259,7 @@ impl Symbols {
         if strict && !model.tables.can_code(SCALE, symbol) {
             symbol = ESCAPE;
         }
-        self.prefix.push((KIND, kind));
-        self.prefix.push((SCALE, symbol));
+        self.prefix.extend_from_slice(&[join(KIND, kind), join(SCALE, symbol)]);
         if symbol == ESCAPE {
             self.scales.extend_from_slice(&((before + change) as i16).to_le_bytes());
         }
@@ -219,59 +274,78 @@ struct Coder<'a> {
 }
 
 impl Coder<'_> {
-    /// Codes the first `k` of a group; the usual case, nothing special among them, in steps that vectorise.
+    /// Codes a group; the usual case, nothing special among them, in steps that vectorise.
     #[inline(always)]
-    fn group<W: Word, const FLOAT: bool>(&self, g: &Group<W>, k: usize, s: &mut Symbols) {
-        let entries: [u32; LANES] = std::array::from_fn(|j| self.row.entry(g.base[j]));
-        let mut r: [u32; LANES] = std::array::from_fn(|j| g.residual[j].signed() as u32);
-        if let Some(f) = &self.row.stairs {
-            (0..LANES).for_each(|j| r[j] = g.residual[j].sub(W::from_u32(f.get(g.base[j]) as u32)).signed() as u32);
-        }
-        let mut symbols = [(0u8, ESCAPE); LANES];
-        let mut special = false;
+    fn group<W: Word>(&self, g: &Group, raw: &[u8], s: &mut Symbols) {
+        let r = match &self.row.stairs {
+            Some(f) => g.after_stairs::<W>(f),
+            None => g.residual,
+        };
+        let [mut entries, mut noise, mut low] = [[0u32; LANES]; 3];
+        let mut symbols = [0u16; LANES];
+        self.row.entries(&g.base, &mut entries);
+        let mut special = 0;
         for j in 0..LANES {
-            let noise = entries[j] >> 24;
-            let h = r[j] as i32 >> noise;
-            let symbol = context::zigzag(h as i64);
-            special |= !(-126..=126).contains(&h) | (FLOAT && g.child[j].is_zero() && (r[j] | noise) != 0);
-            symbols[j] = ((entries[j] >> BITS & 0x3F) as u8, symbol);
+            noise[j] = entries[j] >> 24;
+            let h = r[j] >> noise[j];
+            symbols[j] = (entries[j] >> (BITS - 8)) as u16 & 0x3F00 | ((h << 1) ^ (h >> 31)) as u16 & 0xFF;
+            special |= (h.wrapping_add(126) as u32 > 252) as u32;
+            special |= g.zero[j] & (r[j] as u32 | noise[j]);
         }
-        special |= self.tables.is_some_and(|t| symbols[..k].iter().any(|s| !t.can_code(s.0, s.1)));
-        if special {
-            self.specials::<W, FLOAT>(g, &r, &entries, k, &mut symbols, s);
+        if special != 0 || !self.can_code(&symbols) {
+            self.specials::<W>(g, raw, &r, &mut noise, &mut symbols, s);
         }
-        let noise = std::array::from_fn(|j| if symbols[j].1 < ZERO { entries[j] >> 24 } else { 0 });
-        let low = std::array::from_fn(|j| r[j] & ((1u32 << noise[j]) - 1));
-        s.noise.put_group::<LANES>(&low, &noise, k);
-        s.body.extend_from_slice(&symbols[..k]);
+        let mut raw_bits = 0;
+        for j in 0..LANES {
+            low[j] = r[j] as u32 & ((1u32 << noise[j]) - 1);
+            raw_bits |= noise[j];
+        }
+        if raw_bits != 0 {
+            s.noise.put_group::<LANES>(&low, &noise, g.len);
+        }
+        match g.len < LANES {
+            true => s.body.extend_from_slice(&symbols[..g.len]),
+            false => s.body.extend_from_slice(&symbols),
+        }
+    }
+
+    #[inline(always)]
+    fn can_code(&self, symbols: &[u16; LANES]) -> bool {
+        let Some(tables) = self.tables else { return true };
+        let mut all = true;
+        for s in symbols {
+            all &= tables.can_code((s >> 8) as u8, *s as u8);
+        }
+        all
     }
 
     /// Zeros and escapes.
     #[inline(never)]
-    fn specials<W: Word, const FLOAT: bool>(
+    fn specials<W: Word>(
         &self,
-        g: &Group<W>,
-        r: &[u32; LANES],
-        entries: &[u32; LANES],
-        k: usize,
-        symbols: &mut [(u8, u8); LANES],
+        g: &Group,
+        raw: &[u8],
+        r: &[i32; LANES],
+        noise: &mut [u32; LANES],
+        symbols: &mut [u16; LANES],
         s: &mut Symbols,
     ) {
-        for j in 0..k {
-            let (c, b, noise) = (g.child[j], g.base[j], entries[j] >> 24);
-            let (context, mut symbol) = symbols[j];
-            if FLOAT && c.is_zero() && (r[j] | noise) != 0 {
-                symbol = if c == zero_of(s.flags, false, b) { ZERO } else { OTHER_ZERO };
-            } else if !(-126..=126).contains(&(r[j] as i32 >> noise)) {
+        for (j, c) in raw.chunks_exact(W::BYTES).enumerate().take(g.len.min(LANES)) {
+            let (context, mut symbol) = ((symbols[j] >> 8) as u8, symbols[j] as u8);
+            if g.zero[j] & (r[j] as u32 | noise[j]) != 0 {
+                let plain = W::load(c) == zero_of(s.flags, false, W::from_u32(g.base[j]));
+                symbol = if plain { ZERO } else { OTHER_ZERO };
+            } else if !(-126..=126).contains(&(r[j] >> noise[j])) {
                 symbol = ESCAPE;
             }
             if symbol == ESCAPE || self.tables.is_some_and(|t| !t.can_code(context, symbol)) {
                 symbol = ESCAPE;
-                let length = s.escapes.len();
-                s.escapes.resize(length + W::BYTES, 0);
-                c.store(&mut s.escapes[length..]);
+                s.escapes.extend_from_slice(c);
             }
-            symbols[j].1 = symbol;
+            if symbol >= ZERO {
+                noise[j] = 0;
+            }
+            symbols[j] = (context as u16) << 8 | symbol as u16;
         }
     }
 }

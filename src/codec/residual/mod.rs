@@ -21,7 +21,7 @@ mod avx2;
 mod decode;
 mod encode;
 
-use super::ans::{LANES, Tables};
+use super::ans::{self, LANES, Tables};
 use super::context;
 use super::stairs::{Finder, Stairs};
 use super::word::{Exponent, Word};
@@ -123,10 +123,16 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Context << BITS | raw bits << 24.
+    /// Of each value the context << BITS | raw bits << 24.
     #[inline(always)]
-    fn entry<W: Word>(&self, base: W) -> u32 {
-        self.map[context::index(self.scale - self.step * (self.exponent.get(base) as i32).max(1))]
+    fn entries(&self, bases: &[u32; LANES], entries: &mut [u32; LANES]) {
+        for (e, b) in entries.iter_mut().zip(bases) {
+            let exponent = (b >> self.exponent.shift & self.exponent.mask).max(1) as i32;
+            *e = context::index(self.scale - self.step * exponent) as u32;
+        }
+        for e in entries {
+            *e = self.map[*e as usize % context::T_COUNT];
+        }
     }
 }
 
@@ -134,4 +140,46 @@ impl<'a> Row<'a> {
 #[inline(always)]
 fn zero_of<W: Word>(flags: u8, other: bool, base: W) -> W {
     W::zero((flags & BASE_SIGN != 0 && base.is_negative()) != other)
+}
+
+/// The residual of `child` to `base`, as word.rs has it, in fewer steps: away from zero is up for either sign, and a
+/// sum that crosses zero comes out with its magnitude inverted.
+#[inline(always)]
+fn residual<W: Word, const FLOAT: bool>(child: W, base: W) -> W {
+    let (c, b) = (child.signed(), base.signed());
+    let crossed = if FLOAT { W::from_u64(((c ^ b) >> 63) as u64).without_sign().signed() } else { 0 };
+    W::from_u64((c ^ crossed).wrapping_sub(b) as u64)
+}
+
+/// The inverse of [`residual`].
+#[inline(always)]
+fn restore<W: Word, const FLOAT: bool>(r: W, base: W) -> W {
+    let sum = base.add(r);
+    if !FLOAT {
+        return sum;
+    }
+    let crossed = (sum.signed() ^ base.signed()) >> 63;
+    W::from_u64(sum.to_u64() ^ W::from_u64(crossed as u64).without_sign().to_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::word;
+
+    #[test]
+    fn few_steps_lead_to_the_same_residuals() {
+        for child in 0..=u8::MAX {
+            for base in 0..=u8::MAX {
+                let r = residual::<u8, true>(child, base);
+                assert_eq!(r, word::residual::<u8, true>(child, base));
+                assert_eq!(residual::<u8, false>(child, base), child.sub(base));
+                assert_eq!(restore::<u8, true>(r, base), child);
+                let wide = |b: u8| u32::from_le_bytes([b, !b, b, b]);
+                let (c, b) = (wide(child), wide(base));
+                assert_eq!(residual::<u32, true>(c, b), word::residual::<u32, true>(c, b));
+                assert_eq!(restore::<u32, true>(residual::<u32, true>(c, b), b), c);
+            }
+        }
+    }
 }
