@@ -17,18 +17,19 @@ const LANES: usize = 4;
 pub(super) const GROUP: usize = 16;
 const START: u32 = 1 << 16;
 
-/// Codes coins of (share of yes, yes). A sure coin must fall as it is sure to.
+/// Codes coins of (share of yes, yes). Of a sure coin the reader sees what it is sure of, whatever it was.
 pub(super) fn encode(coins: &[(u16, bool)], out: &mut Vec<u8>) {
     let mut states = [START; LANES];
     let mut words = Vec::new();
-    for (i, &(share, yes)) in coins.iter().enumerate().rev() {
+    let unsure = |c: &(usize, &(u16, bool))| !matches!(c.1.0 as u32, 0 | ONE);
+    for (i, &(share, yes)) in coins.iter().enumerate().rev().filter(unsure) {
         let x = &mut states[i % LANES];
         let (start, size) = if yes { (0, share as u32) } else { (share as u32, ONE - share as u32) };
-        if *x as u64 >= (size as u64) << (32 - BITS) {
+        if *x >= size << (32 - BITS) {
             words.push(*x as u16);
             *x >>= 16;
         }
-        *x = (*x / size.max(1)) << BITS | (*x % size.max(1) + start);
+        *x = (*x / size) << BITS | (*x % size + start);
     }
     put_varint(words.len(), out);
     states.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
@@ -57,25 +58,28 @@ impl Reader {
         Ok(Reader { states, words, at: 0, count })
     }
 
-    /// The next coins, 1 for yes, of shares up to ONE; nothing after damage.
+    /// The next coins, 1 for yes, of shares up to ONE; no after damage.
     #[inline(always)]
     pub fn group(&mut self, shares: &[u32; GROUP]) -> [u8; GROUP] {
         let mut yes = [0; GROUP];
         let Some(words) = self.words.get(self.at..).and_then(|w| w.first_chunk::<GROUP>()) else { return yes };
         let mut used = 0;
         for j in 0..GROUP {
-            let x = self.states[j % LANES];
-            let low = x & (ONE - 1);
-            let hit = (low < shares[j]) as u32;
-            let (start, size) = if hit != 0 { (0, shares[j]) } else { (shares[j], ONE - shares[j]) };
-            let y = size.wrapping_mul(x >> BITS).wrapping_add(low).wrapping_sub(start);
-            let need = (y < START) as u32;
-            self.states[j % LANES] = y << (16 * need) | (words[used % GROUP] as u32 & need.wrapping_neg());
+            let (hit, need) = step(&mut self.states[j % LANES], shares[j], words[used % GROUP]);
             used += need as usize;
-            yes[j] = hit as u8;
+            yes[j] = hit;
         }
         self.at += used;
         yes
+    }
+
+    /// The next coin that is not sure, 1 for yes; `i` tells its lane.
+    #[inline(always)]
+    pub fn one(&mut self, i: usize, share: u32) -> u8 {
+        let Some(&word) = self.words.get(self.at) else { return 0 };
+        let (hit, need) = step(&mut self.states[i % LANES], share, word);
+        self.at += need as usize;
+        hit
     }
 
     pub fn finish(&self) -> Result<(), Damage> {
@@ -84,6 +88,19 @@ impl Reader {
             false => Err(Damage("coins end in a wrong state")),
         }
     }
+}
+
+/// Takes a coin off a state, and `word` where that is needed: (yes, needed).
+#[inline(always)]
+fn step(state: &mut u32, share: u32, word: u16) -> (u8, bool) {
+    let x = *state;
+    let low = x & (ONE - 1);
+    let hit = low < share;
+    let (start, size) = if hit { (0, share) } else { (share, ONE - share) };
+    let y = size.wrapping_mul(x >> BITS).wrapping_add(low).wrapping_sub(start);
+    let need = y < START;
+    *state = y << (16 * need as u32) | (word as u32 & (need as u32).wrapping_neg());
+    (hit as u8, need)
 }
 
 #[cfg(test)]

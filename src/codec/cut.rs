@@ -7,14 +7,14 @@
 //! is coded. A mask that does not follow magnitudes has the same odds everywhere and costs its entropy.
 //!
 //! Layout: u8 shift (31 at most), + ROWS where each segment has its own cut; u32 cut (a magnitude); CONTEXTS levels of
-//! i8; where ROWS, for each segment the i16 that its cut is above that one, in 2^shift; the coins (coin.rs), one for
-//! each element. A level k >= 0 stands for odds of 1 - 2^(-1 - k/4), k < 0 for 2^(-1 + k/4), in 1/4096 and at
+//! i8; where ROWS, for each segment the i16 that its cut is above that one, in 2^shift; varint n, then n u16, the
+//! elements that are the opposite of what they are said to be; the coins (coin.rs), one for each element. A level k >= 0 stands for odds of 1 - 2^(-1 - k/4), k < 0 for 2^(-1 + k/4), in 1/4096 and at
 //! least 1; 127 and -127 are sure. All little-endian.
 
 use super::Damage;
 use super::coin::{self, GROUP, ONE};
 use super::context::power;
-use super::plane::take;
+use super::plane::{get_varint, put_varint, take};
 
 /// Intervals on each side of the cut.
 const SIDE: i32 = 8;
@@ -25,6 +25,8 @@ const ROWS: u8 = 32;
 const SURE: i8 = 127;
 /// The least odds.
 const STEEPEST: f64 = 44.0;
+/// One element in so many is named rather than make all of its context unsure: that costs little and reads faster.
+const RARE: u32 = 1000;
 
 #[inline(always)]
 fn context(magnitude: i32, cut: i32, shift: u32) -> usize {
@@ -43,8 +45,8 @@ fn share(level: i8) -> u32 {
 /// The level of `yes` out of `n` coins.
 fn level(yes: u32, n: u32) -> i8 {
     let no = n - yes;
-    if yes == 0 || no == 0 {
-        return if yes > 0 { SURE } else { -SURE };
+    if yes.min(no) * RARE <= n {
+        return if yes > no { SURE } else { -SURE };
     }
     let k = (4.0 * ((n as f64 / yes.min(no) as f64).log2() - 1.0)).round().min(STEEPEST) as i8;
     if yes > no { k } else { -k }
@@ -72,7 +74,7 @@ impl Cuts {
         Ok(Cuts { shift: (head[0] & 31) as u32, cut, above })
     }
 
-    /// Coins of each context, and how many of them are yes.
+    /// How many coins of each context are no and yes.
     fn count(&self, magnitudes: &[i32], ends: &[usize], mask: &[u8]) -> [[u32; 2]; CONTEXTS] {
         let mut counts = [[0; 2]; CONTEXTS];
         let mut from = 0;
@@ -83,19 +85,19 @@ impl Cuts {
             }
             from = to;
         }
-        counts.map(|[no, yes]| [no + yes, yes])
+        counts
     }
 }
 
 fn cost(counts: &[[u32; 2]; CONTEXTS]) -> f64 {
     let part = |k: u32, n: u32| if k == 0 { 0.0 } else { k as f64 * (n as f64 / k as f64).log2() };
-    counts.iter().map(|&[n, yes]| part(yes, n) + part(n - yes, n)).sum()
+    counts.iter().map(|&[no, yes]| part(yes, no + yes) + part(no, no + yes)).sum()
 }
 
 /// Appends the mask, 1 where the child is zero. `ends`: of segments, multiples of GROUP but for the last.
 pub(super) fn encode(mantissa: u32, magnitudes: &[i32], ends: &[usize], mask: &[u8], out: &mut Vec<u8>) {
-    let (cuts, counts) = find(mantissa, magnitudes, ends, mask);
-    let levels = counts.map(|[n, yes]| level(yes, n));
+    let cuts = find(mantissa, magnitudes, ends, mask);
+    let levels = cuts.count(magnitudes, ends, mask).map(|[no, yes]| level(yes, no + yes));
     out.push(cuts.shift as u8 | if cuts.above.is_some() { ROWS } else { 0 });
     out.extend_from_slice(&cuts.cut.to_le_bytes());
     out.extend(levels.iter().map(|&l| l as u8));
@@ -109,33 +111,64 @@ pub(super) fn encode(mantissa: u32, magnitudes: &[i32], ends: &[usize], mask: &[
         coins.extend(pairs.map(|(&m, &yes)| (shares[context(m, cut, cuts.shift)], yes != 0)));
         from = to;
     }
+    let opposite = |c: &(u16, bool)| c.0 as u32 == if c.1 { 0 } else { ONE };
+    let odd: Vec<usize> = (0..coins.len()).filter(|&i| opposite(&coins[i])).collect();
+    put_varint(odd.len(), out);
+    odd.iter().for_each(|&i| out.extend_from_slice(&(i as u16).to_le_bytes()));
     coin::encode(&coins, out);
 }
 
 /// The cuts that make the mask cheapest: those of each segment only where one for all leaves much to say.
-fn find(mantissa: u32, magnitudes: &[i32], ends: &[usize], mask: &[u8]) -> (Cuts, [[u32; 2]; CONTEXTS]) {
+fn find(mantissa: u32, magnitudes: &[i32], ends: &[usize], mask: &[u8]) -> Cuts {
     let cut = best_cut(mantissa, magnitudes, mask);
-    let shifts = [3, 5, 7, 9, 11, 14].into_iter().filter_map(|s| mantissa.checked_sub(s));
-    let try_all = |above: &dyn Fn(u32) -> Option<Vec<i16>>, extra: f64| {
-        let tries = shifts.clone().chain([0].into_iter().filter(|_| mantissa < 14)).map(|shift| {
-            let cuts = Cuts { shift, cut, above: above(shift) };
-            let counts = cuts.count(magnitudes, ends, mask);
-            (cost(&counts) + extra, cuts, counts)
+    let (shift, bits) = best_shift(mantissa, magnitudes, ends, mask, |_| cut);
+    let extra = 16.0 * ends.len() as f64;
+    if bits > 0.05 * mask.len() as f64 + extra && ends.len() > 1 {
+        let rows = row_cuts(magnitudes, ends, mask);
+        let (shift, of_rows) = best_shift(mantissa, magnitudes, ends, mask, |i| rows[i]);
+        if of_rows + extra < bits {
+            let above = |c: &i32| ((*c as i64 - cut as i64) >> shift).clamp(i16::MIN as i64, i16::MAX as i64) as i16;
+            return Cuts { shift, cut, above: Some(rows.iter().map(above).collect()) };
+        }
+    }
+    Cuts { shift, cut, above: None }
+}
+
+/// The shift that makes the mask cheapest, and its bits. Intervals nest: what is outside of a wide band stays so.
+fn best_shift(
+    mantissa: u32,
+    magnitudes: &[i32],
+    ends: &[usize],
+    mask: &[u8],
+    cut: impl Fn(usize) -> i32,
+) -> (u32, f64) {
+    let mut near: Vec<(i32, u8)> = Vec::with_capacity(mask.len());
+    let mut from = 0;
+    for (i, &to) in ends.iter().enumerate() {
+        let (cut, pairs) = (cut(i), magnitudes[from..to].iter().zip(&mask[from..to]));
+        near.extend(pairs.filter(|(m, _)| **m > 0).map(|(&m, &yes)| (m - cut, yes)));
+        from = to;
+    }
+    let mut outside = [[0u32; 2]; CONTEXTS];
+    let mut best = (0, f64::MAX);
+    for back in [3, 5, 7, 9, 11, 14] {
+        let shift = mantissa.saturating_sub(back);
+        let mut counts = outside;
+        near.retain(|&(above, yes)| {
+            let interval = above >> shift;
+            let context = (interval.clamp(-SIDE, SIDE - 1) + SIDE) as usize;
+            counts[context][yes as usize & 1] += 1;
+            let inside = (-SIDE..SIDE).contains(&interval);
+            outside[context][yes as usize & 1] += !inside as u32;
+            inside
         });
-        tries.min_by(|a, b| a.0.total_cmp(&b.0))
-    };
-    let one = try_all(&|_| None, 0.0);
-    let bits = one.as_ref().map_or(f64::MAX, |o| o.0);
-    let rows = (bits > 0.05 * mask.len() as f64 + 16.0 * ends.len() as f64 && ends.len() > 1).then(|| {
-        let each = row_cuts(magnitudes, ends, mask);
-        let above = |shift: u32| {
-            let clamped = |c: &i32| ((*c as i64 - cut as i64) >> shift).clamp(i16::MIN as i64, i16::MAX as i64) as i16;
-            Some(each.iter().map(clamped).collect())
-        };
-        try_all(&above, 16.0 * ends.len() as f64)
-    });
-    let best = [one, rows.flatten()].into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or((Cuts { shift: 0, cut, above: None }, [[0; 2]; CONTEXTS]), |b| (b.1, b.2))
+        let bits = cost(&counts);
+        if bits >= best.1 {
+            break;
+        }
+        best = (shift, bits);
+    }
+    best
 }
 
 /// The cut that fewest elements are on the wrong side of: roughly, then finely near there.
@@ -193,6 +226,8 @@ pub(super) fn decode(magnitudes: &[i32], ends: &[usize], input: &mut &[u8]) -> R
     let mut shares = [0; CONTEXTS];
     shares.iter_mut().zip(&head[5..]).for_each(|(s, &l)| *s = share(l as i8));
     let cuts = Cuts::read(ends.len(), head, input)?;
+    let odd = get_varint(input)?;
+    let odd = take(input, 2 * odd)?;
     let mut coins = coin::Reader::new(input)?;
     let mut mask = vec![0; magnitudes.len()];
     let mut from = 0;
@@ -204,6 +239,11 @@ pub(super) fn decode(magnitudes: &[i32], ends: &[usize], input: &mut &[u8]) -> R
         from = to;
     }
     coins.finish()?;
+    for i in odd.chunks_exact(2) {
+        let at =
+            mask.get_mut(u16::from_le_bytes([i[0], i[1]]) as usize).ok_or(Damage("element is not in the block"))?;
+        *at ^= 1;
+    }
     Ok(mask)
 }
 
@@ -231,16 +271,24 @@ impl<'a> Row<'a> {
 
     #[inline(always)]
     fn group(&self, magnitudes: &[i32], coins: &mut coin::Reader, out: &mut [u8]) {
-        let nothing = self.shares[NOTHING];
-        let unsure_nothing = nothing != 0 && nothing != ONE;
         if let (Some(m), Some(out)) = (magnitudes.first_chunk::<GROUP>(), out.first_chunk_mut::<GROUP>()) {
-            let mut unsure = false;
-            for j in 0..GROUP {
-                let (below, zero) = (m[j] < self.low, m[j] == 0);
-                unsure |= if zero { unsure_nothing } else { !below & (m[j] <= self.top) };
-                out[j] = if zero { nothing == ONE } else { below } as u8;
-            }
-            if !unsure {
+            // Masks of all ones or zeros rather than branches, so that this vectorises.
+            let mask = |yes: bool| (yes as i32).wrapping_neg();
+            let nothing = self.shares[NOTHING];
+            let (surely, unsure_nothing) = (mask(nothing == ONE), mask(nothing != ONE && nothing != 0));
+            let doubt: [i32; GROUP] = std::array::from_fn(|j| {
+                let (zero, below) = (mask(m[j] == 0), mask(m[j] < self.low));
+                zero & unsure_nothing | !zero & !below & mask(m[j] <= self.top)
+            });
+            *out = std::array::from_fn(|j| {
+                let (zero, below) = (mask(m[j] == 0), mask(m[j] < self.low));
+                (zero & surely | !zero & below) as u8 & 1
+            });
+            let doubts = doubt.iter().sum::<i32>().unsigned_abs() as usize;
+            if doubts <= GROUP / 4 {
+                for j in (0..GROUP * (doubts > 0) as usize).filter(|&j| doubt[j] != 0) {
+                    out[j] = coins.one(j, self.shares[context(m[j], self.cut, self.shift)]);
+                }
                 return;
             }
         }

@@ -75,8 +75,8 @@ fn split_words<W: Word>(model: &Model, block: u64, raw: &[u8], base: &[u8]) -> O
     let mask: Vec<u8> = pairs.map(|(c, b)| (c == zero::<W>(flags, b)) as u8).collect();
     let ends = segments(model.spec, block, n);
     let classes = classes::<W>(model, raw, base, &mask, &ends);
-    let left = |bytes: &[u8]| gather::<W>(bytes, &mask, &ends, &classes);
-    let (child, kept) = (left(raw), left(base));
+    let places = places(&mask, &ends, &classes);
+    let (child, kept) = (gather::<W>(raw, &places), gather::<W>(base, &places));
     Some(Split { flags, magnitudes: magnitudes::<W>(base), mask, ends, classes, child, base: kept })
 }
 
@@ -97,19 +97,27 @@ fn by_class<'a>(ends: &'a [usize], classes: &'a [u8]) -> impl Iterator<Item = st
     (0..CLASSES as u8).flat_map(in_class).map(move |i| start(i)..ends[i])
 }
 
-/// The elements that the mask leaves, rows in the order of their classes.
-fn gather<W: Word>(bytes: &[u8], mask: &[u8], ends: &[usize], classes: &[u8]) -> Vec<u8> {
-    // One element more than can be: each is written before it is known to count.
-    let mut out = vec![0; bytes.len() + W::BYTES];
+/// The places of the elements that the mask leaves, rows in the order of their classes.
+fn places(mask: &[u8], ends: &[usize], classes: &[u8]) -> Vec<u32> {
+    // One more than can be: each is written before it is known to count.
+    let mut out = vec![0; mask.len() + 1];
     let mut at = 0;
     for row in by_class(ends, classes) {
-        let elements = bytes[row.start * W::BYTES..row.end * W::BYTES].chunks_exact(W::BYTES);
-        for (element, &masked) in elements.zip(&mask[row]) {
-            out[at..at + W::BYTES].copy_from_slice(element);
-            at += W::BYTES * (masked == 0) as usize;
+        for (i, &masked) in row.clone().zip(&mask[row]) {
+            out[at] = i as u32;
+            at += (masked == 0) as usize;
         }
     }
     out.truncate(at);
+    out
+}
+
+/// The elements in these places.
+fn gather<W: Word>(bytes: &[u8], places: &[u32]) -> Vec<u8> {
+    let mut out = vec![0; places.len() * W::BYTES];
+    for (o, &i) in out.chunks_exact_mut(W::BYTES).zip(places) {
+        W::load(&bytes[i as usize * W::BYTES..]).store(o);
+    }
     out
 }
 
@@ -198,20 +206,15 @@ fn decode_words<W: Word>(
     let mut halves = vec![0; ends.len().div_ceil(2)];
     plane::get(&mut input, &mut halves)?;
     let classes: Vec<u8> = halves.iter().flat_map(|b| [b & 15, b >> 4]).collect();
-    let kept = gather::<W>(base, &mask, &ends, &classes);
-    // One element more: what is masked reads on without moving on.
-    let mut child = vec![0; kept.len() + W::BYTES];
-    let length = kept.len();
-    residual::decode(&rest(model), true, 0, input, &[&kept], &mut child[..length])?;
-    let mut at = 0;
-    for row in by_class(&ends, &classes[..ends.len()]) {
-        let bytes = row.start * W::BYTES..row.end * W::BYTES;
-        let pairs = body[bytes.clone()].chunks_exact_mut(W::BYTES).zip(base[bytes].chunks_exact(W::BYTES));
-        for ((o, b), &masked) in pairs.zip(&mask[row]) {
-            let next = W::load(&child[at..]);
-            at += W::BYTES * (masked == 0) as usize;
-            if masked == 0 { next } else { zero::<W>(flags, W::load(b)) }.store(o);
-        }
+    let places = places(&mask, &ends, &classes[..ends.len()]);
+    let kept = gather::<W>(base, &places);
+    let mut child = vec![0; kept.len()];
+    residual::decode(&rest(model), true, 0, input, &[&kept], &mut child)?;
+    for (o, b) in body.chunks_exact_mut(W::BYTES).zip(base.chunks_exact(W::BYTES)) {
+        zero::<W>(flags, W::load(b)).store(o);
+    }
+    for (c, &i) in child.chunks_exact(W::BYTES).zip(&places) {
+        body[i as usize * W::BYTES..][..W::BYTES].copy_from_slice(c);
     }
     Ok(())
 }
