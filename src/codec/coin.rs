@@ -17,13 +17,12 @@ const LANES: usize = 4;
 pub(super) const GROUP: usize = 16;
 const START: u32 = 1 << 16;
 
-/// Codes coins of (share of yes, yes). Of a sure coin the reader sees what it is sure of, whatever it was.
-pub(super) fn encode(coins: &[(u16, bool)], out: &mut Vec<u8>) {
+/// Codes coins of (number, share of yes, yes), those left out being sure.
+pub(super) fn encode(coins: &[(u32, u16, bool)], out: &mut Vec<u8>) {
     let mut states = [START; LANES];
     let mut words = Vec::new();
-    let unsure = |c: &(usize, &(u16, bool))| !matches!(c.1.0 as u32, 0 | ONE);
-    for (i, &(share, yes)) in coins.iter().enumerate().rev().filter(unsure) {
-        let x = &mut states[i % LANES];
+    for &(i, share, yes) in coins.iter().rev() {
+        let x = &mut states[i as usize % LANES];
         let (start, size) = if yes { (0, share as u32) } else { (share as u32, ONE - share as u32) };
         if *x >= size << (32 - BITS) {
             words.push(*x as u16);
@@ -118,7 +117,9 @@ mod tests {
         };
         let coins: Vec<(u16, bool)> = (0..16 * 1000).map(&mut coin).collect();
         let mut encoded = Vec::new();
-        encode(&coins, &mut encoded);
+        let unsure = |c: &(u32, u16, bool)| !matches!(c.1 as u32, 0 | ONE);
+        let numbered = coins.iter().enumerate().map(|(i, c)| (i as u32, c.0, c.1)).filter(unsure);
+        encode(&numbered.collect::<Vec<_>>(), &mut encoded);
         let mut input = &encoded[..];
         let mut reader = Reader::new(&mut input).unwrap();
         for group in coins.chunks_exact(GROUP) {

@@ -74,18 +74,17 @@ impl Cuts {
         Ok(Cuts { shift: (head[0] & 31) as u32, cut, above })
     }
 
-    /// How many coins of each context are no and yes.
-    fn count(&self, magnitudes: &[i32], ends: &[usize], mask: &[u8]) -> [[u32; 2]; CONTEXTS] {
-        let mut counts = [[0; 2]; CONTEXTS];
+    fn contexts(&self, magnitudes: &[i32], ends: &[usize]) -> Vec<u8> {
+        let mut contexts = vec![0; magnitudes.len()];
         let mut from = 0;
         for (i, &to) in ends.iter().enumerate() {
             let cut = self.of(i);
-            for (&m, &yes) in magnitudes[from..to].iter().zip(&mask[from..to]) {
-                counts[context(m, cut, self.shift)][yes as usize & 1] += 1;
+            for (c, &m) in contexts[from..to].iter_mut().zip(&magnitudes[from..to]) {
+                *c = context(m, cut, self.shift) as u8;
             }
             from = to;
         }
-        counts
+        contexts
     }
 }
 
@@ -97,24 +96,25 @@ fn cost(counts: &[[u32; 2]; CONTEXTS]) -> f64 {
 /// Appends the mask, 1 where the child is zero. `ends`: of segments, multiples of GROUP but for the last.
 pub(super) fn encode(mantissa: u32, magnitudes: &[i32], ends: &[usize], mask: &[u8], out: &mut Vec<u8>) {
     let cuts = find(mantissa, magnitudes, ends, mask);
-    let levels = cuts.count(magnitudes, ends, mask).map(|[no, yes]| level(yes, no + yes));
+    let contexts = cuts.contexts(magnitudes, ends);
+    let mut counts = [[0; 2]; CONTEXTS];
+    contexts.iter().zip(mask).for_each(|(&c, &yes)| counts[c as usize][yes as usize & 1] += 1);
+    let levels = counts.map(|[no, yes]| level(yes, no + yes));
     out.push(cuts.shift as u8 | if cuts.above.is_some() { ROWS } else { 0 });
     out.extend_from_slice(&cuts.cut.to_le_bytes());
     out.extend(levels.iter().map(|&l| l as u8));
     cuts.above.iter().flatten().for_each(|a| out.extend_from_slice(&a.to_le_bytes()));
-    let shares = levels.map(|l| share(l) as u16);
-    let mut coins = Vec::with_capacity(mask.len());
-    let mut from = 0;
-    for (i, &to) in ends.iter().enumerate() {
-        let cut = cuts.of(i);
-        let pairs = magnitudes[from..to].iter().zip(&mask[from..to]);
-        coins.extend(pairs.map(|(&m, &yes)| (shares[context(m, cut, cuts.shift)], yes != 0)));
-        from = to;
+    let shares = levels.map(share);
+    let (mut odd, mut coins) = (Vec::new(), Vec::new());
+    for (i, (&c, &yes)) in contexts.iter().zip(mask).enumerate() {
+        match shares[c as usize] {
+            share if share > 0 && share < ONE => coins.push((i as u32, share as u16, yes != 0)),
+            share if (share == ONE) != (yes != 0) => odd.push(i as u16),
+            _ => {}
+        }
     }
-    let opposite = |c: &(u16, bool)| c.0 as u32 == if c.1 { 0 } else { ONE };
-    let odd: Vec<usize> = (0..coins.len()).filter(|&i| opposite(&coins[i])).collect();
     put_varint(odd.len(), out);
-    odd.iter().for_each(|&i| out.extend_from_slice(&(i as u16).to_le_bytes()));
+    odd.iter().for_each(|i| out.extend_from_slice(&i.to_le_bytes()));
     coin::encode(&coins, out);
 }
 
