@@ -21,14 +21,18 @@
 //! | 5   | GROUPED  | grouped.rs | yes |
 //! | 6   | RESIDUAL | residual/  | yes |
 //! | 7   | MAGNITUDES | magnitude.rs | no |
+//! | 8   | MASKED   | mask.rs    | yes |
 
 mod ans;
 mod bits;
+mod coin;
 mod context;
+mod cut;
 mod distance;
 mod formula;
 mod grouped;
 mod magnitude;
+mod mask;
 mod plane;
 mod residual;
 mod simple;
@@ -58,6 +62,7 @@ pub const PLANES: u8 = 4;
 pub const GROUPED: u8 = 5;
 pub const RESIDUAL: u8 = 6;
 pub const MAGNITUDES: u8 = 7;
+pub const MASKED: u8 = 8;
 
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -103,7 +108,7 @@ pub struct Plan {
 
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
-    matches!(tag, SAME | GROUPED | RESIDUAL)
+    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED)
 }
 
 /// Starts the parameters of a tensor with a formula.
@@ -157,7 +162,10 @@ impl Plan {
         if pairs.is_empty() && magnitude::applies(self.spec) {
             samples.iter().for_each(|(raw, _)| magnitude::count(self.spec, raw, &mut counts));
         }
-        pairs.iter().for_each(|(raw, base)| residual::count(&self.model(), raw, base, &mut counts));
+        pairs.iter().for_each(|(raw, base)| match mask::split(&self.model(), 0, raw, base) {
+            Some(split) => mask::count(&self.model(), &split, &mut counts),
+            None => residual::count(&self.model(), raw, base, &mut counts),
+        });
         let escape = 8.0 * self.spec.elem.width() as f64;
         let (learned, levels) = tables::learn(&counts);
         let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
@@ -230,7 +238,11 @@ impl Plan {
         let mut best = Best::new(raw, out);
         let level = self.effort.level();
         if let Some((index, base)) = self.nearest(raw, bases) {
-            if residual::applies(self.spec) {
+            let split = mask::split(&self.model(), block, raw, base);
+            if let Some(split) = &split {
+                best.offer(MASKED, |o| mask::encode(&self.model(), split, raw, index, o));
+            }
+            if residual::applies(self.spec) && (split.is_none() || self.effort == Effort::Max) {
                 best.offer(RESIDUAL, |o| residual::encode(&self.model(), block, raw, index, base, o));
             }
             if best.tag == RAW || self.effort == Effort::Max {
@@ -286,6 +298,7 @@ impl Plan {
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
             MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
+            MASKED => mask::decode(&self.model(), block, encoded, bases, out),
             RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),
         }

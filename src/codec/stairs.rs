@@ -96,8 +96,9 @@ fn learn<W: Word>(spec: Spec, samples: &[(&[u8], &[u8])]) -> Option<Stairs> {
         for to in segments(spec, 0, child.len() / W::BYTES) {
             let bytes = from * W::BYTES..to * W::BYTES;
             let pairs = child[bytes.clone()].chunks_exact(W::BYTES).zip(base[bytes].chunks_exact(W::BYTES));
-            let moves: Vec<(W, i64)> =
-                pairs.map(|(c, b)| (W::load(b), residual::<W, true>(W::load(c), W::load(b)).signed())).collect();
+            // Pruned elements say nothing of the decay.
+            let pairs = pairs.map(|(c, b)| (W::load(c), W::load(b))).filter(|(c, _)| !c.is_zero());
+            let moves: Vec<(W, i64)> = pairs.map(|(c, b)| (b, residual::<W, true>(c, b).signed())).collect();
             rows.push((median(moves.iter().map(|m| m.1).collect()), moves));
             from = to;
         }
