@@ -1,7 +1,8 @@
-"""Lineages made from a real model, for `bench.sh codec`: lineage_cases.py MODELS OUT
+"""Lineages made from a real model, for `bench.sh codec`: lineage_cases.py MODELS OUT [NAME]…
 
 Fine-tunes by real gradients, merges, casts, pruning, quantization and changes of layout, each an ordinary model
 directory below OUT, and OUT/lineage.json, which names the parents. Everything is seeded. What is there is kept.
+With names, only those are made.
 """
 
 import json
@@ -312,14 +313,15 @@ class Maker:
         return made_by[name]()
 
 
-def main(models, out):
+def main(models, out, *names):
+    models, out = pathlib.Path(models), pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     maker = Maker(models, out)
-    for path in dict.fromkeys(path for _, path, _, _ in NODES):
+    for path in names or dict.fromkeys(path for _, path, _, _ in NODES):
         maker.directory(path)
     keys = ("name", "path", "parents", "relation")
     (out / "lineage.json").write_text(json.dumps([dict(zip(keys, node)) for node in NODES], indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    main(*sys.argv[1:])
