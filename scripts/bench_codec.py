@@ -26,6 +26,7 @@ WEIGHTS = "*.safetensors"
 COLUMNS = ["mgit", "codec", "xor", "zstd -3", "patch-from", "zipnn", "lmzip", "z4ai"]
 Z4AI_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "uint8"}
 PEER_SECONDS = 600
+PREFIXES = ("bert.", "model.text_encoder.", "model.")  # what saving a model inside another puts before its names
 
 # Goals: % of the raw bytes that an import may add, by the start of the model's name.
 GOALS = {"sre": 33.5, "kind-v1": 12.0, "kind-v2": 5.0, "pruned90": 5.0, "avg": 1.0, "fedavg": 1.0, "lora": 15.0}
@@ -105,7 +106,7 @@ def own_cases(arguments):
     with open(arguments.models.parent / "lock", "a") as lock, contextlib.redirect_stdout(sys.stderr):
         fcntl.flock(lock, fcntl.LOCK_EX)
         lineage_cases.main(arguments.models, cases, *names)
-    return lineage(cases)
+        return lineage(cases)
 
 
 def gather(arguments):
@@ -126,7 +127,7 @@ def gather(arguments):
         else:
             sys.exit(f"bench.sh codec: {directory} has neither a lineage.json nor weights")
     alone = {n.directory for n in wanted if n.relation == "alone"}
-    wanted = [n for n in wanted if n.relation != "root" or n.directory not in alone]
+    wanted = [n for n in wanted if n.relation != "part" and (n.relation != "root" or n.directory not in alone)]
     if arguments.only:
         wanted = [n for n in wanted if n.name in arguments.only.split(",")]
     for node in wanted:
@@ -273,15 +274,32 @@ def zipnn_peer(path, base):
 
 
 def z4ai_peer(path, base):
-    """As a delta from a base of the same length, else alone."""
+    """A delta needs a base of the same length: the base's tensors, laid out as the child's are."""
     import z4ai
 
-    raw, reference = path.read_bytes(), base and base.read_bytes()
-    dtype = Z4AI_DTYPES.get(Node(path.name, path.parent, [], None).dtype())
-    if not reference or len(reference) != len(raw):
+    raw, node = path.read_bytes(), Node(path.name, path.parent, [], None)
+    dtype = Z4AI_DTYPES.get(node.dtype())
+    reference = base and aligned(len(raw), path, node, Node(base.name, base.parent, [], None))
+    if not reference:
         return packed(raw, lambda: z4ai.compress(raw, dtype=dtype, threads=1), z4ai.decompress)
     encode = lambda: z4ai.compress_delta(raw, reference, dtype=dtype, threads=1)
     return packed(raw, encode, lambda blob: z4ai.decompress_delta(blob, reference))
+
+
+def aligned(length, path, child, base):
+    """The base's tensors where the child's of the same name and type are; None where there are none."""
+    theirs = {stripped(name): tensor for name, tensor in base.tensors().items()}
+    out, found = bytearray(length), False
+    for name, (dtype, file, begin, end) in child.tensors().items():
+        other = theirs.get(stripped(name))
+        if file == path and other and (other[0], other[3] - other[2]) == (dtype, end - begin):
+            out[begin:end] = content(other)[1]
+            found = True
+    return bytes(out) if found else None
+
+
+def stripped(name):
+    return next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
 
 
 def lmzip_peer(path, base):

@@ -23,6 +23,7 @@ LORA = re.compile(r"attention\.self\.(query|value)\.weight$")
 LINEAR = re.compile(r"encoder\..*(query|key|value|dense)\.weight$")
 
 # name, directory, parents, relation. A directory may be listed more than once, with other parents.
+# What is "alone" is measured without parents, though it has some; a "part" is not measured, for it is like others.
 NODES = [
     ("base", "base", [], "root"),
     ("fp32-alone", "base", [], "alone"),
@@ -31,7 +32,7 @@ NODES = [
     ("sre", "sre", ["base"], "finetune"),
     ("ft1", "ft1", ["base"], "finetune"),
     ("ft2", "ft2", ["base"], "finetune"),
-    *((f"client{k}", f"client{k}", ["base"], "finetune") for k in CLIENTS),
+    *((f"client{k}", f"client{k}", ["base"], "part") for k in CLIENTS),
     ("avg", "avg", ["ft1", "ft2"], "merge"),
     ("fedavg", "fedavg", [f"client{k}" for k in CLIENTS], "merge"),
     ("task", "task", ["base", "ft1", "ft2"], "merge"),
@@ -152,7 +153,8 @@ def train(config, tensors, seed, steps, rate=4e-5, decay=0.01, batch=16, masks=N
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         for name, mask in masks.items():
-            parameters[name].grad.mul_(mask)
+            if parameters[name].grad is not None:  # the pooler has no part in the loss
+                parameters[name].grad.mul_(mask)
         optimizer.step()
         for name, mask in masks.items():
             parameters[name].data.mul_(mask)
