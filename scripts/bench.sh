@@ -26,6 +26,7 @@ codec() {
         get_models
     } >&2
     missing=$(peers zipnn==0.5.4 lmzip==1.3.0 zstandard==0.25.0 z4ai==0.2.0)
+    export PYTHONDONTWRITEBYTECODE=1 # one script imports another: no __pycache__ in the source tree
     exec "$PYTHON" "$ROOT/scripts/bench_codec.py" --mgit "$MGIT" --codec "${MGIT%/*}/examples/codec_bench" \
         --models "$MODELS" --missing "$missing" --dir "$CACHE" "$@"
 }

@@ -1,4 +1,4 @@
-//! The codec alone, on one thread, beside XOR + byte planes + zstd -3: codec_bench CHILD.safetensors [BASE.safetensors]…
+//! The codec alone, on one thread, beside XOR + byte planes + zstd -3: codec_bench [--fast|--max] CHILD [BASE]… (safetensors)
 //!
 //! A tensor's bases are those of the same name, or else the nearest of its type and shape. Rates are MB/s of thread
 //! CPU time, the best of a few rounds. Everything is decoded and compared. Prints one JSON object.
@@ -198,10 +198,12 @@ fn xor(t: &Tensor, base: Option<&[u8]>, out: &mut [u8], total: &mut Total) -> Re
 
 fn main() -> Result<()> {
     let mut paths: Vec<String> = std::env::args().skip(1).collect();
-    let fast = paths.iter().any(|p| p == "--fast");
-    let max = paths.iter().any(|p| p == "--max");
+    let effort = match paths.first().map(String::as_str) {
+        Some("--fast") => Effort::Fast,
+        Some("--max") => Effort::Max,
+        _ => Effort::Default,
+    };
     paths.retain(|p| !p.starts_with("--"));
-    let effort = if fast { Effort::Fast } else if max { Effort::Max } else { Effort::Default };
     let files: Vec<Vec<u8>> = paths.iter().map(std::fs::read).collect::<Result<_, _>>()?;
     let mut models: Vec<Tensors> = files.iter().map(|f| tensors(f)).collect::<Result<_>>()?;
     ensure!(!models.is_empty(), "usage: codec_bench [--fast|--max] CHILD.safetensors [BASE.safetensors]…");
