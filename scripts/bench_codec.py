@@ -79,7 +79,8 @@ class Node:
     def touched(self, base):
         """Bytes of the tensors that are not those of the base."""
         theirs = base.tensors()
-        return sum(t[3] - t[2] for n, t in self.tensors().items() if n not in theirs or content(t) != content(theirs[n]))
+        same = lambda name, t: name in theirs and content(t) == content(theirs[name])
+        return sum(t[3] - t[2] for name, t in self.tensors().items() if not same(name, t))
 
 
 def content(tensor):
@@ -338,7 +339,8 @@ def limit(node, bases, dtype):
     if node.relation == "cast":
         return CAST_GOAL / 100 * node.raw(), f"{CAST_GOAL} %"
     if name in LAYOUTS:
-        return LAYOUT_GOAL / 100 * node.raw() + node.overhead(), f"{LAYOUT_GOAL} % and {node.overhead()} bytes of headers"
+        headers = node.overhead()
+        return LAYOUT_GOAL / 100 * node.raw() + headers, f"{LAYOUT_GOAL} % and {headers} bytes of headers"
     share = next((share for start, share in GOALS.items() if name.startswith(start)), None)
     if name.startswith("lora"):
         touched = node.touched(bases[0])
@@ -449,7 +451,7 @@ def main():
     parser.add_argument("--only", help="names of models, with commas between")
     parser.add_argument("--all", action="store_true", help="the project's own cases too")
     parser.add_argument("--json", action="store_true", help="JSON instead of the tables")
-    parser.add_argument("more", nargs="*", metavar="DIR", help="a folder with a lineage.json, or MODEL_DIR:PARENT,PARENT")
+    parser.add_argument("more", nargs="*", metavar="DIR", help="one with a lineage.json, or MODEL_DIR:PARENT,…")
     arguments = parser.parse_args()
     arguments.load, arguments.rounds = os.getloadavg()[0], 1
     known, wanted = gather(arguments)

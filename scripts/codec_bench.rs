@@ -1,4 +1,4 @@
-//! The codec alone, on one thread, beside XOR + byte planes + zstd -3: codec_bench [--fast|--max] CHILD [BASE]… (safetensors)
+//! The codec alone, on one thread, beside XOR + byte planes + zstd -3: codec_bench [--fast|--max] CHILD [BASE]…
 //!
 //! A tensor's bases are those of the same name, or else the nearest of its type and shape. Rates are MB/s of thread
 //! CPU time, the best of a few rounds. Everything is decoded and compared. Prints one JSON object.

@@ -212,7 +212,7 @@ def lora(base, rank=8, alpha=16):
 
 
 def lora_bf16(base):
-    return {n: bf16(t) if t.dtype == np.float32 else t for n, t in lora({n: widened(t) for n, t in base.items()}).items()}
+    return floats(lora({n: widened(t) for n, t in base.items()}), lambda _, t: bf16(t))
 
 
 def widened(t):
