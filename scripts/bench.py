@@ -209,8 +209,17 @@ def zstd_size(path, parent=None):
     return count
 
 
-def zipnn_size(path):
-    """Bytes of PyPI's zipnn, checked by a round trip."""
+def zipnn_dtype(raw):
+    """What zipnn calls the type of most of the bytes, None where it has no name for it."""
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    share = {}
+    for tensor in (t for k, t in header.items() if k != "__metadata__"):
+        begin, end = tensor["data_offsets"]
+        share[tensor["dtype"]] = share.get(tensor["dtype"], 0) + end - begin
+    return ZIPNN_DTYPES.get(max(share, key=share.get, default="F32"))
+
+
+def zipnn_of(dtype):
     import torch
 
     for name in ("float8_e4m3fn", "float8_e5m2"):  # zipnn names them, Debian's torch has none
@@ -218,16 +227,16 @@ def zipnn_size(path):
             setattr(torch, name, object())
     from zipnn import ZipNN
 
+    return ZipNN(input_format="byte", bytearray_dtype=dtype)
+
+
+def zipnn_size(path):
+    """Bytes of PyPI's zipnn, checked by a round trip."""
     raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    share = {}
-    for tensor in (t for k, t in header.items() if k != "__metadata__"):
-        begin, end = tensor["data_offsets"]
-        share[tensor["dtype"]] = share.get(tensor["dtype"], 0) + end - begin
-    dtype = ZIPNN_DTYPES.get(max(share, key=share.get, default="F32"))
+    dtype = zipnn_dtype(raw)
     if not dtype:
         return zstd_size(path)
-    zipnn = ZipNN(input_format="byte", bytearray_dtype=dtype)
+    zipnn = zipnn_of(dtype)
     packed = zipnn.compress(bytearray(raw))  # a copy, for it reorders what it is given
     if bytes(zipnn.decompress(packed)) != raw:
         sys.exit(f"bench.py: zipnn does not give {path} back")

@@ -2,9 +2,39 @@
 # Figures: mgit beside what one would use instead, measured interleaved in one run. A missed goal is said, not failed.
 #   scripts/bench.sh [--rounds N] [--only import,space,read,load] [--dir DIR] [--json] [MODEL_DIR[:PARENT]]…
 # A MODEL_DIR is one more model to import; PARENT names what it came from, for instance all-minilm-l6-v2.
+#   scripts/bench.sh codec [--only MODEL,…] [--peers zipnn,lmzip,z4ai] [--all] [--json] [DIR…]
+# What each model of a lineage costs, its parents being there. A DIR is a folder whose lineage.json names them, or
+# MODEL_DIR:PARENT,…; without one, the lineages that lineage_cases.py makes (--all: those as well).
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
+
+# peers PACKAGE==VERSION…: prints the names of those that cannot be installed; why is for standard error.
+peers() {
+    local peer
+    for peer in "$@"; do
+        (python_alone "$peer") >&2 || echo "${peer%%=*}"
+    done
+}
+
+codec() {
+    local missing
+    {
+        need zstd
+        build_release
+        (cd "$ROOT" && cargo build --release --locked --example codec_bench)
+        get_models
+    } >&2
+    missing=$(peers zipnn==0.5.4 lmzip==1.3.0 zstandard==0.25.0 z4ai==0.2.0)
+    export PYTHONDONTWRITEBYTECODE=1 # one script imports another: no __pycache__ in the source tree
+    exec "$PYTHON" "$ROOT/scripts/bench_codec.py" --mgit "$MGIT" --codec "${MGIT%/*}/examples/codec_bench" \
+        --models "$MODELS" --missing "$missing" --dir "$CACHE" "$@"
+}
+
+if [ "${1:-}" = codec ]; then
+    shift
+    codec "$@"
+fi
 
 # Only the table, or the JSON, is for standard output.
 {
