@@ -160,11 +160,18 @@ impl Chooser<'_> {
         let mut same: Vec<&Near> = self.todo.near.iter().filter(|n| n.object.stored.record.shape == shape).collect();
         same.sort_by_key(|n| n.order);
         let bases: Vec<MappedBase> = same.iter().map(|n| mapped(self.spec.elem, n.object.clone())).collect();
-        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> =
-            self.samples.iter().filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), &bases)?))).collect();
+        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> = self
+            .samples
+            .iter()
+            .filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), &bases)?)))
+            .collect();
         let samples: Vec<codec::Sample> = read
             .iter()
-            .map(|(block, raw, bases)| codec::Sample { block: *block, raw, bases: bases.iter().map(BaseBlock::bytes).collect() })
+            .map(|(block, raw, bases)| codec::Sample {
+                block: *block,
+                raw,
+                bases: bases.iter().map(BaseBlock::bytes).collect(),
+            })
             .collect();
         let elems: Vec<Elem> = bases.iter().map(|b| b.object.elem()).collect();
         let (order, formula) = fit_mix(self.spec, &elems, &samples)?;
@@ -188,7 +195,11 @@ impl Chooser<'_> {
             .collect();
         let samples: Vec<codec::Sample> = read
             .iter()
-            .map(|(block, raw, bases)| codec::Sample { block: *block, raw, bases: bases.iter().map(BaseBlock::bytes).collect() })
+            .map(|(block, raw, bases)| codec::Sample {
+                block: *block,
+                raw,
+                bases: bases.iter().map(BaseBlock::bytes).collect(),
+            })
             .collect();
         let mut each = |see: &mut dyn FnMut(&codec::Sample)| self.each_block(&base, see);
         let found = fit_low_rank(self.spec, base.object.elem(), shape[0] as usize, &samples, &mut each)?;

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::choose::{Expected, Source, choose};
 use super::hash::{HashedFile, HashedPiece};
-use super::progress::Progress;
 use super::pair::Near;
+use super::progress::Progress;
 use super::read::cost;
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Plan, Spec};

@@ -126,7 +126,8 @@ impl Weighter<(Id, u64), Arc<Block>> for ByBytes {
 
 impl Weighter<Id, Arc<OpenObject>> for ByBytes {
     fn weight(&self, _: &Id, o: &Arc<OpenObject>) -> u64 {
-        512 + 48 * o.stored.record.blocks.len() as u64 + o.stored.record.params.len() as u64
+        512 + 48 * o.stored.record.blocks.len() as u64
+            + o.stored.record.params.len() as u64
             + o.plan.memory()
             + o.formula.as_ref().map_or(0, Formula::memory)
     }
@@ -172,7 +173,8 @@ impl Repo {
         let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
         let damaged = |e: codec::Damage| RepoError::damaged(format!("object {id}: {e}"));
         let (formula, plan) = codec::split_params(spec, &r.params).map_err(damaged)?;
-        let base = |b: &Base| Ok::<_, RepoError>(MappedBase { object: self.open_below(&b.id, r.cost)?, mapping: b.mapping });
+        let base =
+            |b: &Base| Ok::<_, RepoError>(MappedBase { object: self.open_below(&b.id, r.cost)?, mapping: b.mapping });
         let bases = r.bases.iter().map(base).collect::<Result<Vec<_>, _>>()?;
         if cost(spec.elem.width(), &bases).is_none() {
             return Err(damaged(codec::Damage("a block needs too many others")));

@@ -73,7 +73,7 @@ impl Difference {
     /// log2 of a value's last place.
     fn place(&self, v: f64) -> f64 {
         let Elem::Float { mantissa, .. } = self.spec.elem else { return 0.0 };
-        v.abs().max(1e-30).log2().floor() - mantissa as f64
+        (v.abs().max(1e-30).to_bits() >> 52) as f64 - 1023.0 - mantissa as f64
     }
 
     fn likely_rank(&self, samples: &[Sample]) -> Option<usize> {
@@ -83,7 +83,7 @@ impl Difference {
         for s in samples {
             self.runs(s, |_, column, d, child| {
                 if column == 0 && d.len() == self.columns {
-                    let place = child.iter().map(|&c| self.place(c)).sum::<f64>() / child.len() as f64;
+                    let place = pick(child).iter().map(|&c| self.place(c)).sum::<f64>() / side as f64;
                     whole.push((pick(d), place));
                 }
             });

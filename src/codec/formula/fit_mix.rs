@@ -12,7 +12,7 @@ use super::{Formula, Sample, Spec};
 use crate::model::dtype::Elem;
 
 /// Values that take part in the least squares, and in a trial of a formula.
-const FITTED: usize = 1 << 16;
+const FITTED: usize = 1 << 15;
 const TRIED: usize = 1024;
 /// Largest common denominator looked for.
 const DENOMINATOR: usize = 100_000;
@@ -27,8 +27,8 @@ pub fn fit_mix(spec: Spec, elems: &[Elem], samples: &[Sample]) -> Option<(Vec<us
     if !is_number(spec.elem) || elems.is_empty() || !elems.iter().all(|e| is_number(*e)) {
         return None;
     }
-    let fit = Coefficients::find(&columns(spec, elems, samples)?)?;
-    let trial = Trial::gather(spec, elems, samples);
+    let fit = Coefficients::find(&columns(spec, &Trial::gather(spec, elems, samples, FITTED))?)?;
+    let trial = Trial::gather(spec, elems, samples, TRIED);
     let mut best = Best { trial, hits: 0, found: None };
     best.search(spec, &fit);
     let hits = best.hits;
@@ -36,25 +36,20 @@ pub fn fit_mix(spec: Spec, elems: &[Elem], samples: &[Sample]) -> Option<(Vec<us
 }
 
 /// Finite values of the bases and, last, of the child.
-fn columns(spec: Spec, elems: &[Elem], samples: &[Sample]) -> Option<Vec<Vec<f64>>> {
-    let total: usize = samples.iter().map(|s| s.raw.len() / spec.elem.width()).sum();
-    let stride = total.div_ceil(FITTED).max(1);
-    let mut columns = vec![Vec::new(); elems.len() + 1];
-    for s in samples.iter().filter(|s| s.bases.len() >= elems.len()) {
-        let n = s.raw.len() / spec.elem.width();
-        let all = elems.iter().zip(&s.bases).map(|(e, b)| (*e, *b)).chain([(spec.elem, s.raw)]);
-        let values: Vec<Vec<f64>> = all
-            .map(|(elem, bytes)| {
-                let mut v = vec![0.0; n];
-                load(elem, bytes, &mut v);
-                v
-            })
-            .collect();
-        for i in (0..n).step_by(stride) {
-            if values.iter().all(|v| v[i].is_finite()) {
-                columns.iter_mut().zip(&values).for_each(|(c, v)| c.push(v[i]));
-            }
-        }
+fn columns(spec: Spec, some: &Trial) -> Option<Vec<Vec<f64>>> {
+    let n = some.child.len() / spec.elem.width();
+    let all = some.bases.iter().map(|(e, b)| (*e, b)).chain([(spec.elem, &some.child)]);
+    let mut columns: Vec<Vec<f64>> = all
+        .map(|(elem, bytes)| {
+            let mut v = vec![0.0; n];
+            load(elem, bytes, &mut v);
+            v
+        })
+        .collect();
+    let finite: Vec<bool> = (0..n).map(|i| columns.iter().all(|c| c[i].is_finite())).collect();
+    for c in &mut columns {
+        let mut keep = finite.iter();
+        c.retain(|_| *keep.next().expect("one each"));
     }
     (columns[0].len() >= 16).then_some(columns)
 }
@@ -153,11 +148,11 @@ struct Trial {
 }
 
 impl Trial {
-    fn gather(spec: Spec, elems: &[Elem], samples: &[Sample]) -> Trial {
+    fn gather(spec: Spec, elems: &[Elem], samples: &[Sample], most: usize) -> Trial {
         let width = spec.elem.width();
         let mut trial = Trial { child: Vec::new(), bases: elems.iter().map(|e| (*e, Vec::new())).collect() };
         let total: usize = samples.iter().map(|s| s.raw.len() / width).sum();
-        let stride = total.div_ceil(TRIED).max(1);
+        let stride = total.div_ceil(most).max(1);
         for s in samples.iter().filter(|s| s.bases.len() >= elems.len()) {
             for i in (0..s.raw.len() / width).step_by(stride) {
                 trial.child.extend_from_slice(&s.raw[i * width..][..width]);

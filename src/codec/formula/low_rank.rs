@@ -72,9 +72,9 @@ impl LowRank {
             for plane in bytes.chunks_exact_mut(n) {
                 plane::get(input, plane)?;
             }
-            integers.extend((0..n).map(|i| {
-                u32::from_le_bytes(std::array::from_fn(|byte| bytes[byte * n + i])).unzigzag() as i32
-            }));
+            integers.extend(
+                (0..n).map(|i| u32::from_le_bytes(std::array::from_fn(|byte| bytes[byte * n + i])).unzigzag() as i32),
+            );
         }
         Ok(LowRank::new(rows, columns, u_step, v_steps, integers))
     }

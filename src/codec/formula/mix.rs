@@ -77,7 +77,8 @@ impl Mix {
 
     pub(super) fn read(input: &mut &[u8]) -> Result<Mix, Damage> {
         let &[bases, how] = take(input, 2)?.as_array().expect("two bytes");
-        let mut number = || -> Result<f64, Damage> { Ok(f64::from_le_bytes(*take(input, 8)?.as_array().expect("eight"))) };
+        let mut number =
+            || -> Result<f64, Damage> { Ok(f64::from_le_bytes(*take(input, 8)?.as_array().expect("eight"))) };
         let origin = [Origin::None, Origin::Running, Origin::Apart].get(how as usize & 3);
         let arithmetic = [Arithmetic::F32, Arithmetic::F64, Arithmetic::Fused, Arithmetic::Own].get(how as usize >> 4);
         let (Some(&origin), Some(&arithmetic)) = (origin, arithmetic) else { return Err(Damage("unknown formula")) };

@@ -138,7 +138,9 @@ impl Formula {
             Formula::LowRank(low_rank) if number::is_number(spec.elem) => {
                 low_rank.predict(spec, first_element(spec, block), bases[0], out)?
             }
-            Formula::Quantized(q) if spec.elem == quantized::ELEM => q.predict(first_element(spec, block), bases[0], out)?,
+            Formula::Quantized(q) if spec.elem == quantized::ELEM => {
+                q.predict(first_element(spec, block), bases[0], out)?
+            }
             _ => return Err(Damage("a formula for another type")),
         }
         Ok(())

@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_the_nearest_even() {
-        for (bits, want) in [(0x3F80_8000u32, 0x3F80), (0x3F81_8000, 0x3F82), (0x3F80_8001, 0x3F81), (0x7F7F_FFFF, 0x7F80)]
+        for (bits, want) in
+            [(0x3F80_8000u32, 0x3F80), (0x3F81_8000, 0x3F82), (0x3F80_8001, 0x3F81), (0x7F7F_FFFF, 0x7F80)]
         {
             assert_eq!(to_bf16(f32::from_bits(bits)), want);
         }

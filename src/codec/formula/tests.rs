@@ -17,7 +17,9 @@ fn family(elem: Elem, children: usize, seed: u64) -> Vec<Vec<u8>> {
     let mut out = vec![Vec::new(); children + 1];
     for _ in 0..SIDE * SIDE {
         let b = rng.normal() * 0.05;
-        out.iter_mut().enumerate().for_each(|(i, o)| element(elem, b + if i > 0 { rng.normal() * 3e-4 } else { 0.0 }, o));
+        out.iter_mut()
+            .enumerate()
+            .for_each(|(i, o)| element(elem, b + if i > 0 { rng.normal() * 3e-4 } else { 0.0 }, o));
     }
     out
 }
@@ -57,11 +59,7 @@ fn mixes_as_people_write_them_are_found_to_the_bit() {
         ("average", all(&|i| (f[1][i] + f[2][i]) / 2.0), vec![1, 2, 0]),
         ("weights", all(&|i| 0.3 * f[1][i] + 0.7 * f[2][i]), vec![1, 2]),
         ("mean of five", all(&|i| (f[1][i] + f[2][i] + f[3][i] + f[4][i] + f[5][i]) / 5.0), vec![1, 2, 3, 4, 5]),
-        (
-            "client sizes",
-            all(&|i| (0..5).fold(0.0, |s, k| s + (n[k] / total) * f[k + 1][i])),
-            vec![1, 2, 3, 4, 5],
-        ),
+        ("client sizes", all(&|i| (0..5).fold(0.0, |s, k| s + (n[k] / total) * f[k + 1][i])), vec![1, 2, 3, 4, 5]),
         (
             "client sizes in f64",
             all(&|i| (0..5).fold(0.0, |s, k| s + (n[k] as f64 / total as f64) * f[k + 1][i] as f64) as f32),
