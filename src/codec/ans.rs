@@ -178,7 +178,9 @@ pub(super) struct Coded {
 impl Coded {
     pub fn write(&self, out: &mut Vec<u8>) {
         self.states.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
-        self.words.iter().for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
+        let from = out.len();
+        out.resize(from + 2 * self.words.len(), 0);
+        out[from..].chunks_exact_mut(2).zip(&self.words).for_each(|(o, w)| o.copy_from_slice(&w.to_le_bytes()));
     }
 }
 

@@ -78,21 +78,6 @@ impl Group {
     }
 }
 
-#[inline(always)]
-fn load<W: Word>(bytes: &[u8]) -> [u32; LANES] {
-    let mut words = [0; LANES];
-    if bytes.len() == LANES * W::BYTES {
-        for j in 0..LANES {
-            words[j] = W::load(&bytes[j * W::BYTES..]).to_u64() as u32;
-        }
-    } else {
-        for (w, b) in words.iter_mut().zip(bytes.chunks_exact(W::BYTES)) {
-            *w = W::load(b).to_u64() as u32;
-        }
-    }
-    words
-}
-
 /// Sums over a segment, in LANES parts so that they vectorise.
 #[derive(Default)]
 struct Sums {

@@ -142,6 +142,22 @@ fn zero_of<W: Word>(flags: u8, other: bool, base: W) -> W {
     W::zero((flags & BASE_SIGN != 0 && base.is_negative()) != other)
 }
 
+/// At most LANES elements, each in 32 bits; zeros fill them up.
+#[inline(always)]
+pub(super) fn load<W: Word>(bytes: &[u8]) -> [u32; LANES] {
+    let mut words = [0; LANES];
+    if bytes.len() == LANES * W::BYTES {
+        for j in 0..LANES {
+            words[j] = W::load(&bytes[j * W::BYTES..]).to_u64() as u32;
+        }
+    } else {
+        for (w, b) in words.iter_mut().zip(bytes.chunks_exact(W::BYTES)) {
+            *w = W::load(b).to_u64() as u32;
+        }
+    }
+    words
+}
+
 /// The residual of `child` to `base`, as word.rs has it, in fewer steps: away from zero is up for either sign, and a
 /// sum that crosses zero comes out with its magnitude inverted.
 #[inline(always)]
