@@ -312,15 +312,16 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word>(&mut self, Row { shared, scale }: Row, out: &mut [u8]) -> Result<(), Damage> {
         let k = (out.len() / W::BYTES).min(LANES);
-        let (mut symbols, mut noise) = ([0i32; LANES], [0u32; LANES]);
+        let (mut symbols, mut widths) = ([0i32; LANES], [0u32; LANES]);
         self.reader.group(self.tables.slots(), &[(TOP as u32) << BITS; LANES], &mut symbols, k);
         let width = self.low - shared + 1;
         let mut special = false;
-        for j in 0..k {
+        for j in 0..LANES {
             let plain = (-126..=126).contains(&symbols[j]);
             special |= !plain;
-            noise[j] = self.bits.take(if plain { width } else { 0 });
+            widths[j] = if plain && j < k { width } else { 0 };
         }
+        let noise = self.bits.take_group(&widths);
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
             let top = scale.wrapping_add(symbols[j] as u32);
             let magnitude = (top << self.low).wrapping_add((noise[j] >> 1) << shared);
