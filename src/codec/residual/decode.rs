@@ -19,7 +19,7 @@ pub(super) struct Decoder<'a> {
 /// Does this machine have vectors that decode.rs can use?
 pub(in crate::codec) fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return ans::avx2::available();
+    return crate::codec::ans::avx2::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -106,7 +106,7 @@ impl Decoder<'_> {
     }
 
     fn segment<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
-        let done = self.by_vectors::<W, FLOAT>(row, base, out)?;
+        let done = if self.vectors { self.by_vectors::<W, FLOAT>(row, base, out)? } else { 0 };
         let chunk = LANES * W::BYTES;
         for (base, out) in base[done..].chunks(chunk).zip(out[done..].chunks_mut(chunk)) {
             self.group::<W, FLOAT>(row, base, out)?;
@@ -123,9 +123,6 @@ impl Decoder<'_> {
         base: &[u8],
         out: &mut [u8],
     ) -> Result<usize, Damage> {
-        if !self.vectors {
-            return Ok(0);
-        }
         avx2::whole_groups::<W, FLOAT>(self, row, base, out)
     }
 

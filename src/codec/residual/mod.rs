@@ -21,7 +21,7 @@ mod avx2;
 mod decode;
 mod encode;
 
-use super::ans::{self, LANES, Tables};
+use super::ans::{LANES, Tables};
 use super::context;
 use super::stairs::{Finder, Stairs};
 use super::word::{Exponent, Word};
