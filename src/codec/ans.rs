@@ -178,7 +178,9 @@ pub(super) struct Coded {
 impl Coded {
     pub fn write(&self, out: &mut Vec<u8>) {
         self.states.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
-        self.words.iter().for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
+        let from = out.len();
+        out.resize(from + 2 * self.words.len(), 0);
+        out[from..].chunks_exact_mut(2).zip(&self.words).for_each(|(o, w)| o.copy_from_slice(&w.to_le_bytes()));
     }
 }
 
@@ -238,9 +240,17 @@ impl Reader {
     /// `offsets` are the contexts `<< BITS`, other bits masked.
     #[inline(always)]
     pub fn group(&mut self, slots: &[u32; SLOTS], offsets: &[u32; LANES], symbols: &mut [i32; LANES], k: usize) {
+        match k < LANES {
+            true => self.some(slots, offsets, symbols, k),
+            false => self.some(slots, offsets, symbols, LANES),
+        }
+    }
+
+    #[inline(always)]
+    fn some(&mut self, slots: &[u32; SLOTS], offsets: &[u32; LANES], symbols: &mut [i32; LANES], k: usize) {
         let Some(words) = self.words.get(self.at..).and_then(|w| w.first_chunk::<LANES>()) else { return };
         let mut used = 0usize;
-        for j in 0..k.min(LANES) {
+        for j in 0..k {
             let x = self.states[j];
             let slot = slots[(offsets[j] as usize + (x & (TOTAL - 1)) as usize) % SLOTS];
             let y = (slot >> 12 & 0xFFF).wrapping_mul(x >> BITS).wrapping_add(slot & 0xFFF);

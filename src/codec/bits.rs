@@ -1,5 +1,7 @@
 //! Runs of few bits, lowest first, in bytes.
 
+use super::ans::LANES;
+
 /// Room to read past the end.
 pub(super) const SPARE: usize = 64;
 
@@ -66,13 +68,25 @@ impl BitReader {
         BitReader { bytes: copy, at: 0, count: bytes.len() * 8 }
     }
 
-    /// At most 25 bits.
+    /// The next values, of at most 28 bits each.
     #[inline(always)]
-    pub fn take(&mut self, bits: u32) -> u32 {
-        let window = self.bytes.get(self.at >> 3..).and_then(|r| r.first_chunk::<4>()).unwrap_or(&[0; 4]);
-        let v = u32::from_le_bytes(*window) >> (self.at & 7) & ((1u32 << bits) - 1);
-        self.at += bits as usize;
-        v
+    pub fn take_group(&mut self, widths: &[u32; LANES]) -> [u32; LANES] {
+        const { assert!(LANES * 28 + 7 <= 8 * (SPARE - 7) && LANES.is_multiple_of(2)) };
+        let mut values = [0; LANES];
+        let Some(bytes) = self.bytes.get(self.at >> 3..).and_then(|b| b.first_chunk::<SPARE>()) else {
+            self.at += widths.iter().sum::<u32>() as usize;
+            return values;
+        };
+        let mut at = self.at as u32 & 7;
+        for j in (0..LANES).step_by(2) {
+            let from = (at as usize >> 3).min(SPARE - 8);
+            let window = bytes[from..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b)) >> (at & 7);
+            values[j] = window as u32 & ((1 << widths[j]) - 1);
+            values[j + 1] = (window >> widths[j]) as u32 & ((1 << widths[j + 1]) - 1);
+            at += widths[j] + widths[j + 1];
+        }
+        self.at += (at - (self.at as u32 & 7)) as usize;
+        values
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use super::ans::{BITS, CONTEXTS, ESCAPE, LANES, Reader, Tables, join};
 use super::bits::{BitReader, BitWriter};
 use super::context::{LEVEL, OTHER_ZERO, TOP, TRAILING, ZERO, zigzag};
 use super::plane::{at_end, get_varint, put_varint, take};
-use super::residual::segments;
+use super::residual::{load, segments};
 use super::tables::Counts;
 use super::word::{Word, by_width};
 use super::{Damage, Spec};
@@ -67,67 +67,145 @@ pub(super) fn encode(spec: Spec, tables: &Tables, block: u64, raw: &[u8], out: &
 
 /// `tables`: only symbols that they can code.
 fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8]) -> Symbols {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(s) = avx2::symbols::<W>(spec, tables, block, raw) {
+        return s;
+    }
+    symbols_here::<W>(spec, tables, block, raw)
+}
+
+/// Compiled for the features of each caller.
+#[inline(always)]
+fn symbols_here<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8]) -> Symbols {
     let low = low_bits(spec);
-    let words: Vec<W> = raw.chunks_exact(W::BYTES).map(W::load).collect();
+    let n = raw.len() / W::BYTES;
     let mut s = Symbols {
         prefix: Vec::new(),
-        body: vec![join(TOP, ESCAPE); words.len()],
+        body: Vec::with_capacity(n + LANES),
         raw: BitWriter::new(raw.len()),
         scales: Vec::new(),
         escapes: Vec::new(),
     };
-    let can_code = |context, symbol| tables.is_none_or(|t| t.can_code(context, symbol));
     let (mut from, mut scale) = (0, 0i32);
-    for to in segments(spec, block, words.len()) {
-        let segment = &words[from..to];
-        let body = &mut s.body[from..to];
+    for to in segments(spec, block, n) {
+        let segment = &raw[from * W::BYTES..to * W::BYTES];
         from = to;
-        let (shared, mean) = survey(segment, low);
-        let shared = if can_code(TRAILING, shared as u8) { shared } else { 0 };
-        let change = mean - scale;
-        let mut symbol = if change.abs() <= 126 { zigzag(change as i64) } else { ESCAPE };
-        if !can_code(LEVEL, symbol) {
-            symbol = ESCAPE;
-        }
-        if symbol == ESCAPE {
-            s.scales.extend_from_slice(&(mean as i16).to_le_bytes());
-        }
+        let (shared, mean) = survey::<W>(segment, low);
+        let shared = if can_code(tables, TRAILING, shared as u8) { shared } else { 0 };
+        s.announce(tables, shared, mean, scale);
         scale = mean;
-        s.prefix.extend_from_slice(&[join(TRAILING, shared as u8), join(LEVEL, symbol)]);
-        for (&w, slot) in segment.iter().zip(body) {
-            let magnitude = w.without_sign().to_u64() as u32;
-            let h = (magnitude >> low).wrapping_sub(scale as u32) as i32;
-            let symbol = zigzag(h as i64);
-            if (h + 126) as u32 <= 252 && magnitude != 0 && can_code(TOP, symbol) {
-                let noise = (magnitude & ((1 << low) - 1)) >> shared;
-                s.raw.put((w.is_negative() as u32 | noise << 1) as u64, low - shared + 1);
-                *slot = join(TOP, symbol);
-                continue;
-            }
-            let zero = if w.is_negative() { OTHER_ZERO } else { ZERO };
-            if magnitude == 0 && can_code(TOP, zero) {
-                *slot = join(TOP, zero);
-            } else {
-                let length = s.escapes.len();
-                s.escapes.resize(length + W::BYTES, 0);
-                w.store(&mut s.escapes[length..]);
-            }
+        let coder = Coder { tables, low, shared, scale };
+        for group in segment.chunks(LANES * W::BYTES) {
+            coder.group::<W>(group, &mut s);
         }
     }
     s
 }
 
-/// The trailing zeros that all share, and the mean top.
-fn survey<W: Word>(segment: &[W], low: u32) -> (u32, i32) {
-    let (mut or, mut sum, mut n) = (0, 0u64, 0u64);
-    for w in segment {
-        let magnitude = w.without_sign().to_u64();
-        or |= magnitude;
-        if magnitude > 0 {
-            sum += magnitude >> low;
-            n += 1;
+fn can_code(tables: Option<&Tables>, context: u8, symbol: u8) -> bool {
+    tables.is_none_or(|t| t.can_code(context, symbol))
+}
+
+impl Symbols {
+    fn announce(&mut self, tables: Option<&Tables>, shared: u32, mean: i32, before: i32) {
+        let change = mean - before;
+        let mut symbol = if change.abs() <= 126 { zigzag(change as i64) } else { ESCAPE };
+        if !can_code(tables, LEVEL, symbol) {
+            symbol = ESCAPE;
+        }
+        if symbol == ESCAPE {
+            self.scales.extend_from_slice(&(mean as i16).to_le_bytes());
+        }
+        self.prefix.extend_from_slice(&[join(TRAILING, shared as u8), join(LEVEL, symbol)]);
+    }
+}
+
+/// What codes a segment.
+struct Coder<'a> {
+    tables: Option<&'a Tables>,
+    low: u32,
+    shared: u32,
+    scale: i32,
+}
+
+impl Coder<'_> {
+    /// Codes at most LANES elements; the usual case, nothing special among them, in steps that vectorise.
+    #[inline(always)]
+    fn group<W: Word>(&self, raw: &[u8], s: &mut Symbols) {
+        let (words, k) = (load::<W>(raw), raw.len() / W::BYTES);
+        let (sign, mask) = (8 * W::BYTES as u32 - 1, (1u32 << self.low) - 1);
+        let (mut values, mut widths) = ([0; LANES], [self.low - self.shared + 1; LANES]);
+        let mut symbols = [0u16; LANES];
+        let mut special = false;
+        for j in 0..LANES {
+            let magnitude = words[j] & !(1 << sign);
+            let h = (magnitude >> self.low).wrapping_sub(self.scale as u32) as i32;
+            symbols[j] = join(TOP, ((h << 1) ^ (h >> 31)) as u8);
+            values[j] = words[j] >> sign | (magnitude & mask) >> self.shared << 1;
+            special |= (h.wrapping_add(126) as u32 > 252) | (magnitude == 0);
+        }
+        let mut codable = true;
+        if let Some(t) = self.tables {
+            for s in symbols {
+                codable &= t.can_code(TOP, s as u8);
+            }
+        }
+        if special || !codable {
+            self.specials::<W>(raw, &mut symbols, &mut values, &mut widths, s);
+        }
+        s.raw.put_group::<LANES>(&values, &widths, k);
+        match k < LANES {
+            true => s.body.extend_from_slice(&symbols[..k]),
+            false => s.body.extend_from_slice(&symbols),
         }
     }
+
+    /// Zeros and escapes, which have no raw bits.
+    #[inline(never)]
+    fn specials<W: Word>(
+        &self,
+        raw: &[u8],
+        symbols: &mut [u16; LANES],
+        values: &mut [u32; LANES],
+        widths: &mut [u32; LANES],
+        s: &mut Symbols,
+    ) {
+        for (j, bytes) in raw.chunks_exact(W::BYTES).enumerate().take(LANES) {
+            let w = W::load(bytes);
+            let magnitude = w.without_sign().to_u64() as u32;
+            let h = (magnitude >> self.low).wrapping_sub(self.scale as u32) as i32;
+            let plain = (-126..=126).contains(&h) && magnitude != 0;
+            if plain && can_code(self.tables, TOP, symbols[j] as u8) {
+                continue;
+            }
+            (values[j], widths[j]) = (0, 0);
+            let zero = if w.is_negative() { OTHER_ZERO } else { ZERO };
+            symbols[j] = if magnitude == 0 && can_code(self.tables, TOP, zero) {
+                join(TOP, zero)
+            } else {
+                s.escapes.extend_from_slice(bytes);
+                join(TOP, ESCAPE)
+            };
+        }
+    }
+}
+
+/// The trailing zeros that all share, and the mean top.
+#[inline(always)]
+fn survey<W: Word>(segment: &[u8], low: u32) -> (u32, i32) {
+    let [mut or, mut sums, mut counts] = [[0u32; LANES]; 3];
+    for group in segment.chunks(LANES * W::BYTES) {
+        let words = load::<W>(group);
+        for j in 0..LANES {
+            let magnitude = words[j] & !(1 << (8 * W::BYTES - 1));
+            or[j] |= magnitude;
+            sums[j] = sums[j].wrapping_add(magnitude >> low);
+            counts[j] += (magnitude != 0) as u32;
+        }
+    }
+    let or = or.iter().fold(0, |all, o| all | o);
+    let sum: u64 = sums.iter().map(|&s| s as u64).sum();
+    let n: u64 = counts.iter().map(|&n| n as u64).sum();
     (or.trailing_zeros().min(low), ((sum + n / 2) / n.max(1)).min(i16::MAX as u64) as i32)
 }
 
@@ -234,15 +312,16 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word>(&mut self, Row { shared, scale }: Row, out: &mut [u8]) -> Result<(), Damage> {
         let k = (out.len() / W::BYTES).min(LANES);
-        let (mut symbols, mut noise) = ([0i32; LANES], [0u32; LANES]);
+        let (mut symbols, mut widths) = ([0i32; LANES], [0u32; LANES]);
         self.reader.group(self.tables.slots(), &[(TOP as u32) << BITS; LANES], &mut symbols, k);
         let width = self.low - shared + 1;
         let mut special = false;
-        for j in 0..k {
+        for j in 0..LANES {
             let plain = (-126..=126).contains(&symbols[j]);
             special |= !plain;
-            noise[j] = self.bits.take(if plain { width } else { 0 });
+            widths[j] = if plain && j < k { width } else { 0 };
         }
+        let noise = self.bits.take_group(&widths);
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
             let top = scale.wrapping_add(symbols[j] as u32);
             let magnitude = (top << self.low).wrapping_add((noise[j] >> 1) << shared);

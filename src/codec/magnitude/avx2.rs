@@ -23,10 +23,20 @@ pub(super) fn whole_groups<W: Word>(d: &mut Decoder, row: Row, out: &mut [u8]) -
     }
 }
 
+/// `symbols`, compiled for this machine's vectors if it has any.
+pub(super) fn symbols<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8]) -> Option<Symbols> {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn here<W: Word>(spec: Spec, tables: Option<&Tables>, block: u64, raw: &[u8]) -> Symbols {
+        symbols_here::<W>(spec, tables, block, raw)
+    }
+    // SAFETY: the features are there.
+    available().then(|| unsafe { here::<W>(spec, tables, block, raw) })
+}
+
 /// The symbols of the next group, as small signed numbers in order, and which of them are special.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,popcnt")]
-fn symbols(lanes: &mut Lanes, d: &mut Decoder) -> Result<(__m256i, __m256i), Damage> {
+fn next(lanes: &mut Lanes, d: &mut Decoder) -> Result<(__m256i, __m256i), Damage> {
     d.check()?;
     let slots = d.tables.slots();
     let at = lanes.places(_mm256_set1_epi16(TOP as i16));
@@ -46,7 +56,7 @@ fn segment32<W: Word>(d: &mut Decoder, row: Row, out: &mut [u8]) -> Result<usize
     let outs = out.as_chunks_mut::<64>().0;
     let done = 64 * outs.len();
     for out in outs {
-        let (h, special) = symbols(&mut lanes, d)?;
+        let (h, special) = next(&mut lanes, d)?;
         let noise = windows32(&mut d.bits, _mm256_andnot_si256(special, _mm256_set1_epi16(width as i16))).ok_or(CUT)?;
         let wide = [_mm256_unpacklo_epi16(h, h), _mm256_unpackhi_epi16(h, h)].map(|h| _mm256_srai_epi32::<16>(h));
         let words = [0, 1].map(|i| {
@@ -74,7 +84,7 @@ fn segment16<W: Word>(d: &mut Decoder, row: Row, out: &mut [u8]) -> Result<usize
     let outs = out.as_chunks_mut::<32>().0;
     let done = 32 * outs.len();
     for out in outs {
-        let (h, special) = symbols(&mut lanes, d)?;
+        let (h, special) = next(&mut lanes, d)?;
         let noise = windows16(&mut d.bits, _mm256_andnot_si256(special, _mm256_set1_epi16(width as i16))).ok_or(CUT)?;
         let fine = _mm256_sll_epi16(_mm256_srli_epi16::<1>(_mm256_and_si256(noise, mask)), shared);
         let magnitude = _mm256_add_epi16(_mm256_sll_epi16(_mm256_add_epi16(scale, h), low), fine);

@@ -19,7 +19,7 @@ pub(super) struct Decoder<'a> {
 /// Does this machine have vectors that decode.rs can use?
 pub(in crate::codec) fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return ans::avx2::available();
+    return crate::codec::ans::avx2::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -106,7 +106,7 @@ impl Decoder<'_> {
     }
 
     fn segment<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
-        let done = self.by_vectors::<W, FLOAT>(row, base, out)?;
+        let done = if self.vectors { self.by_vectors::<W, FLOAT>(row, base, out)? } else { 0 };
         let chunk = LANES * W::BYTES;
         for (base, out) in base[done..].chunks(chunk).zip(out[done..].chunks_mut(chunk)) {
             self.group::<W, FLOAT>(row, base, out)?;
@@ -123,9 +123,6 @@ impl Decoder<'_> {
         base: &[u8],
         out: &mut [u8],
     ) -> Result<usize, Damage> {
-        if !self.vectors {
-            return Ok(0);
-        }
         avx2::whole_groups::<W, FLOAT>(self, row, base, out)
     }
 
@@ -138,7 +135,7 @@ impl Decoder<'_> {
     #[inline(always)]
     fn group<W: Word, const FLOAT: bool>(&mut self, row: &Row, base: &[u8], out: &mut [u8]) -> Result<(), Damage> {
         let k = base.len() / W::BYTES;
-        let [mut bases, mut entries, mut offsets, mut low, mut moves] = [[0u32; LANES]; 5];
+        let [mut bases, mut entries, mut offsets, mut noise, mut moves] = [[0u32; LANES]; 5];
         let mut symbols = [0i32; LANES];
         for (b, bytes) in bases.iter_mut().zip(base.chunks_exact(W::BYTES)) {
             *b = W::load(bytes).to_u64() as u32;
@@ -152,14 +149,14 @@ impl Decoder<'_> {
             (0..LANES).for_each(|j| moves[j] = f.get(bases[j]) as u32);
         }
         let mut special = false;
-        for j in 0..k.min(LANES) {
+        for j in 0..LANES {
             let plain = is_plain(symbols[j]);
             special |= !plain;
-            low[j] = self.noise.take(if plain { entries[j] >> 24 } else { 0 });
+            noise[j] = if plain && j < k { entries[j] >> 24 } else { 0 };
         }
+        let low = self.noise.take_group(&noise);
         for (j, o) in out.chunks_exact_mut(W::BYTES).enumerate().take(LANES) {
-            let r = (symbols[j] as u32) << (entries[j] >> 24);
-            let r = r.wrapping_add(low[j]).wrapping_add(moves[j]);
+            let r = ((symbols[j] as u32) << noise[j]).wrapping_add(low[j]).wrapping_add(moves[j]);
             restore::<W, FLOAT>(W::from_u32(r), W::from_u32(bases[j])).store(o);
         }
         if special {

@@ -78,21 +78,6 @@ impl Group {
     }
 }
 
-#[inline(always)]
-fn load<W: Word>(bytes: &[u8]) -> [u32; LANES] {
-    let mut words = [0; LANES];
-    if bytes.len() == LANES * W::BYTES {
-        for j in 0..LANES {
-            words[j] = W::load(&bytes[j * W::BYTES..]).to_u64() as u32;
-        }
-    } else {
-        for (w, b) in words.iter_mut().zip(bytes.chunks_exact(W::BYTES)) {
-            *w = W::load(b).to_u64() as u32;
-        }
-    }
-    words
-}
-
 /// Sums over a segment, in LANES parts so that they vectorise.
 #[derive(Default)]
 struct Sums {
@@ -108,16 +93,16 @@ impl Sums {
     #[inline(always)]
     fn add<W: Word>(&mut self, row: &Row, g: &Group) {
         let mut counts = [0; LANES];
-        for j in 0..LANES {
-            counts[j] = ((j < g.len) as u32).wrapping_neg() & !g.zero[j];
+        for (j, c) in counts.iter_mut().enumerate() {
+            *c = ((j < g.len) as u32).wrapping_neg() & !g.zero[j];
         }
-        for j in 0..LANES {
+        for (j, &counts) in counts.iter().enumerate() {
             let e = (g.base[j] >> row.exponent.shift & row.exponent.mask).clamp(1, 254);
-            let size = size(g.residual[j], counts[j]);
+            let size = size(g.residual[j], counts);
             self.steps[j] += size * f32::from_bits(e << 23);
             self.units[j] += size;
-            self.exponents[j] += e & counts[j];
-            self.count[j] += counts[j] & 1;
+            self.exponents[j] += e & counts;
+            self.count[j] += counts & 1;
         }
         if let Some(f) = &row.stairs {
             let r = g.after_stairs::<W>(f);

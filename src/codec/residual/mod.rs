@@ -21,7 +21,7 @@ mod avx2;
 mod decode;
 mod encode;
 
-use super::ans::{self, LANES, Tables};
+use super::ans::{LANES, Tables};
 use super::context;
 use super::stairs::{Finder, Stairs};
 use super::word::{Exponent, Word};
@@ -140,6 +140,22 @@ impl<'a> Row<'a> {
 #[inline(always)]
 fn zero_of<W: Word>(flags: u8, other: bool, base: W) -> W {
     W::zero((flags & BASE_SIGN != 0 && base.is_negative()) != other)
+}
+
+/// At most LANES elements, each in 32 bits; zeros fill them up.
+#[inline(always)]
+pub(super) fn load<W: Word>(bytes: &[u8]) -> [u32; LANES] {
+    let mut words = [0; LANES];
+    if bytes.len() == LANES * W::BYTES {
+        for j in 0..LANES {
+            words[j] = W::load(&bytes[j * W::BYTES..]).to_u64() as u32;
+        }
+    } else {
+        for (w, b) in words.iter_mut().zip(bytes.chunks_exact(W::BYTES)) {
+            *w = W::load(b).to_u64() as u32;
+        }
+    }
+    words
 }
 
 /// The residual of `child` to `base`, as word.rs has it, in fewer steps: away from zero is up for either sign, and a
