@@ -22,6 +22,7 @@
 //! | 6   | RESIDUAL | residual/  | yes |
 //! | 7   | MAGNITUDES | magnitude.rs | no |
 //! | 8   | MASKED   | mask.rs    | yes |
+//! | 9   | PRIOR    | prior.rs   | yes |
 
 mod ans;
 mod bits;
@@ -34,7 +35,9 @@ mod grouped;
 mod magnitude;
 mod mask;
 mod plane;
+mod prior;
 mod residual;
+mod sample;
 mod simple;
 mod solo;
 mod stairs;
@@ -63,6 +66,10 @@ pub const GROUPED: u8 = 5;
 pub const RESIDUAL: u8 = 6;
 pub const MAGNITUDES: u8 = 7;
 pub const MASKED: u8 = 8;
+pub const PRIOR: u8 = 9;
+
+/// A block that keeps so much of its size has hardly been understood.
+const ATYPICAL: f64 = 0.9;
 
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -78,7 +85,7 @@ impl Effort {
         match self {
             Effort::Fast => 1,
             Effort::Default => 3,
-            Effort::Max => 19,
+            Effort::Max => 9,
         }
     }
 }
@@ -104,11 +111,13 @@ pub struct Plan {
     tables: Arc<Tables>,
     stairs: Option<Stairs>,
     params: Vec<u8>,
+    /// A block that stays larger than this is not what the plan was learned from.
+    typical: f64,
 }
 
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
-    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED)
+    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED | PRIOR)
 }
 
 /// Starts the parameters of a tensor with a formula.
@@ -143,29 +152,39 @@ impl Plan {
     /// `samples`: some blocks of the tensor, each with the same range of each base (same order of bases, same
     /// length as the block). No bases: solo. Sixteen, spread over the tensor, are enough.
     pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
-        let mut plan = Plan { spec, effort, tables: context::PRIOR_TABLES.clone(), stairs: None, params: Vec::new() };
+        let mut plan = Plan::prior(spec, effort);
         if residual::applies(spec) {
             plan.learn(samples);
+            plan.typical = plan.survey(samples);
         }
         plan
     }
 
+    /// The plan that says nothing of the tensor.
+    fn prior(spec: Spec, effort: Effort) -> Plan {
+        Plan {
+            spec,
+            effort,
+            tables: context::PRIOR_TABLES.clone(),
+            stairs: None,
+            params: Vec::new(),
+            typical: ATYPICAL,
+        }
+    }
+
     /// Takes tables learned from the samples if they already pay there, and a staircase if there is one.
     fn learn(&mut self, samples: &[(&[u8], Vec<&[u8]>)]) {
-        let pairs: Vec<(&[u8], &[u8])> = samples
-            .iter()
+        let every = if self.effort == Effort::Fast { 4 } else { 1 };
+        let samples = || samples.iter().step_by(every);
+        let pairs: Vec<(&[u8], &[u8])> = samples()
             .filter_map(|(raw, bases)| Some((*raw, self.nearest(raw, bases)?.1)))
             .filter(|(raw, base)| raw != base)
             .collect();
         self.stairs = Stairs::learn(self.spec, &pairs);
-        let mut counts = tables::no_counts();
-        if pairs.is_empty() && magnitude::applies(self.spec) {
-            samples.iter().for_each(|(raw, _)| magnitude::count(self.spec, raw, &mut counts));
-        }
-        pairs.iter().for_each(|(raw, base)| match mask::split(&self.model(), 0, raw, base) {
-            Some(split) => mask::count(&self.model(), &split, &mut counts),
-            None => residual::count(&self.model(), raw, base, &mut counts),
-        });
+        let counts = match pairs.is_empty() {
+            true => sample::of_solo(&self.model(), samples().map(|s| s.0)),
+            false => sample::of_pairs(&self.model(), &pairs),
+        };
         let escape = 8.0 * self.spec.elem.width() as f64;
         let (learned, levels) = tables::learn(&counts);
         let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
@@ -180,6 +199,22 @@ impl Plan {
         if let Some(s) = &self.stairs {
             s.write(&mut self.params);
         }
+    }
+
+    /// The largest share that a few of the samples keep, and a little; ATYPICAL where that says nothing.
+    fn survey(&self, samples: &[(&[u8], Vec<&[u8]>)]) -> f64 {
+        if samples.len() < 4 || self.params.is_empty() || self.effort == Effort::Fast {
+            return ATYPICAL;
+        }
+        let share = |(raw, bases): &(&[u8], Vec<&[u8]>)| {
+            let mut out = Vec::with_capacity(2 * raw.len());
+            let mut best = Best::new(raw, &mut out);
+            self.offer(0, self.nearest(raw, bases), &mut best);
+            best.share()
+        };
+        let shares = samples.iter().step_by(samples.len().div_ceil(2)).map(share);
+        let most = shares.filter(|s| *s < ATYPICAL).fold(0.0, f64::max);
+        if most > 0.0 { 1.05 * most + 0.01 } else { ATYPICAL }
     }
 
     fn model(&self) -> residual::Model<'_> {
@@ -200,13 +235,7 @@ impl Plan {
     }
 
     pub fn from_params(spec: Spec, params: &[u8]) -> Result<Plan, Damage> {
-        let mut plan = Plan {
-            spec,
-            effort: Effort::Default,
-            tables: context::PRIOR_TABLES.clone(),
-            stairs: None,
-            params: params.to_vec(),
-        };
+        let mut plan = Plan { params: params.to_vec(), ..Plan::prior(spec, Effort::Default) };
         let mut input = params;
         if !input.is_empty() {
             let flags = plane::take(&mut input, 1)?[0];
@@ -236,23 +265,35 @@ impl Plan {
             return SAME;
         }
         let mut best = Best::new(raw, out);
-        let level = self.effort.level();
-        if let Some((index, base)) = self.nearest(raw, bases) {
+        let near = self.nearest(raw, bases);
+        self.offer(block, near, &mut best);
+        let odd = best.share() > self.typical || self.effort == Effort::Max;
+        if odd && !self.params.is_empty() {
+            // The samples may have been of another kind.
+            best.offer(PRIOR, |o| prior::encode(self, block, raw, near, o));
+        }
+        best.tag
+    }
+
+    /// Tries what suits the block.
+    fn offer(&self, block: u64, near: Option<(u8, &[u8])>, best: &mut Best) {
+        let (raw, level, max) = (best.raw, self.effort.level(), self.effort == Effort::Max);
+        if let Some((index, base)) = near {
             let split = mask::split(&self.model(), block, raw, base);
             if let Some(split) = &split {
                 best.offer(MASKED, |o| mask::encode(&self.model(), split, raw, index, o));
             }
-            if residual::applies(self.spec) && (split.is_none() || self.effort == Effort::Max) {
+            if residual::applies(self.spec) && (split.is_none() || max) {
                 best.offer(RESIDUAL, |o| residual::encode(&self.model(), block, raw, index, base, o));
             }
-            if best.tag == RAW || self.effort == Effort::Max {
+            if best.tag == RAW || max {
                 best.offer(GROUPED, |o| grouped::encode(self.spec, level, raw, index, base, o));
             }
         }
-        if best.share() > 0.5 {
-            self.offer_solo(block, &mut best);
+        // Residuals that halve a block are seldom beaten by what knows no base.
+        if best.share() > if self.effort == Effort::Fast { 0.7 } else { 0.5 } {
+            self.offer_solo(block, best);
         }
-        best.tag
     }
 
     fn offer_solo(&self, block: u64, best: &mut Best) {
@@ -271,8 +312,8 @@ impl Plan {
         if magnitude::applies(self.spec) {
             best.offer(MAGNITUDES, |o| magnitude::encode(self.spec, &self.tables, block, raw, o));
         }
-        if self.spec.elem != Elem::Bytes && (best.tag != MAGNITUDES || best.share() < 0.6 || self.effort == Effort::Max)
-        {
+        let planes = best.tag != MAGNITUDES || best.share() < 0.6 && self.effort != Effort::Fast;
+        if self.spec.elem != Elem::Bytes && (planes || self.effort == Effort::Max) {
             best.offer(PLANES, |o| solo::encode(self.spec, level, raw, o));
         }
     }
@@ -298,6 +339,7 @@ impl Plan {
             PLANES => solo::decode(self.spec, encoded, out),
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
             MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
+            PRIOR => prior::decode(self.spec, block, encoded, bases, out),
             MASKED => mask::decode(&self.model(), block, encoded, bases, out),
             RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),

@@ -224,3 +224,29 @@ fn masks_cost_what_they_say() {
         "{by_tensor} {by_row} {by_chance} {whole_rows}"
     );
 }
+
+#[test]
+fn samples_of_another_kind_do_no_harm() {
+    for elem in [Elem::Float { width: 4, mantissa: 23 }, Elem::Float { width: 2, mantissa: 7 }] {
+        let spec = Spec { elem, row_bytes: 1536 };
+        let (weights, bases) = block(elem, 1, BLOCK, 1);
+        let base = &bases[0][..];
+        let (noise, _) = block(elem, 0, BLOCK, 3);
+        let (other, _) = block(elem, 9, BLOCK, 3);
+        for given in [vec![], vec![base]] {
+            let size = |sample: &[u8]| {
+                let plan = Plan::choose(spec, Effort::Default, &vec![(sample, given.clone()); 4]);
+                let (mut encoded, mut out) = (Vec::new(), vec![0; BLOCK]);
+                let tag = plan.encode(0, &weights, &given, &mut encoded);
+                let reader = Plan::from_params(spec, &plan.params()).unwrap();
+                reader.decode(0, tag, &encoded, &given, &mut out).unwrap();
+                assert!(out == weights);
+                encoded.len() as f64
+            };
+            let fit = size(&weights);
+            for sample in [&noise, &other, &vec![0; BLOCK], &base.to_vec()] {
+                assert!(size(sample) < 1.06 * fit, "{elem:?} {} {fit} {}", given.len(), size(sample));
+            }
+        }
+    }
+}
