@@ -229,15 +229,13 @@ fn formulas(fit: &Coefficients) -> Vec<(Vec<usize>, Mix)> {
     for weights in &sets {
         push(&fit.bases, Origin::None, weights, Post::None);
     }
-    if let Some((parts, n)) = &fractions {
-        if parts.len() > 1 {
-            let (parts, n) = match parts.iter().all(|p| *p == parts[0]) {
-                true => (vec![1.0; parts.len()], n / parts[0]),
-                false => (parts.clone(), *n),
-            };
-            push(&fit.bases, Origin::None, &parts, Post::Over(n));
-            push(&fit.bases, Origin::None, &parts, Post::Times(1.0 / n));
-        }
+    if let Some((parts, n)) = fractions.as_ref().filter(|f| f.0.len() > 1) {
+        let (parts, n) = match parts.iter().all(|p| *p == parts[0]) {
+            true => (vec![1.0; parts.len()], n / parts[0]),
+            false => (parts.clone(), *n),
+        };
+        push(&fit.bases, Origin::None, &parts, Post::Over(n));
+        push(&fit.bases, Origin::None, &parts, Post::Times(1.0 / n));
     }
     let sum: f64 = fit.values.iter().sum();
     if fit.bases.len() < 2 || (sum - 1.0).abs() > 1e-3 {

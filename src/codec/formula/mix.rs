@@ -76,9 +76,13 @@ impl Mix {
     }
 
     pub(super) fn read(input: &mut &[u8]) -> Result<Mix, Damage> {
-        let &[bases, how] = take(input, 2)?.as_array().expect("two bytes");
-        let mut number =
-            || -> Result<f64, Damage> { Ok(f64::from_le_bytes(*take(input, 8)?.as_array().expect("eight"))) };
+        let head = take(input, 2)?;
+        let (bases, how) = (head[0], head[1]);
+        let mut number = || -> Result<f64, Damage> {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(take(input, 8)?);
+            Ok(f64::from_le_bytes(bytes))
+        };
         let origin = [Origin::None, Origin::Running, Origin::Apart].get(how as usize & 3);
         let arithmetic = [Arithmetic::F32, Arithmetic::F64, Arithmetic::Fused, Arithmetic::Own].get(how as usize >> 4);
         let (Some(&origin), Some(&arithmetic)) = (origin, arithmetic) else { return Err(Damage("unknown formula")) };
