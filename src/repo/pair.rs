@@ -89,7 +89,9 @@ impl Candidates {
         let mut near: Vec<Near> =
             self.versions.iter().filter_map(|v| nearest(repo, v, &sample, dtype, shape)).collect();
         let below = near.iter().flat_map(|n| n.object.bases()).map(|b| b.object.clone());
-        let same = |o: &Arc<OpenObject>| o.stored.record.shape == *shape;
+        // Of another kind than floats, none: how well integers fit a quotient is no distance.
+        let kin = |e: Elem| e == sample.spec.elem || Formula::casts(e, sample.spec.elem);
+        let same = |o: &Arc<OpenObject>| o.stored.record.shape == *shape && kin(o.elem());
         near.extend(below.filter(same).map(|o| sample.near(repo, &o)).collect::<Vec<_>>());
         let mut seen = HashSet::new();
         near.retain(|n| seen.insert(n.object.id()));
