@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::encode::Todo;
 use super::pair::{Near, is_transposed, key, mapped};
-use super::read::{BaseBlock, MappedBase, OpenObject, cost};
+use super::read::{BaseBlock, MappedBase, OpenObject, cost, predict};
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
 use crate::model::dtype::Elem;
@@ -46,11 +46,9 @@ impl Source {
         let found = self.bases.iter().map(read).collect::<Result<Vec<BaseBlock>, _>>();
         let mut blocks = found.map_err(|e| log::warn!("no base for a block: {e}")).ok()?;
         let Some(formula) = &self.formula else { return blocks.pop().map(Expected::Base) };
-        let elems = self.bases.iter().map(|b| b.object.elem());
-        let typed: Vec<(Elem, &[u8])> = elems.zip(blocks.iter().map(BaseBlock::bytes)).collect();
-        let mut out = vec![0; len];
-        formula.predict(spec, index, &typed, &mut out).map_err(|e| log::error!("a formula failed: {e}")).ok()?;
-        Some(Expected::Predicted(out))
+        let bytes: Vec<&[u8]> = blocks.iter().map(BaseBlock::bytes).collect();
+        let predicted = predict(formula, spec, index, &self.bases, &bytes, len);
+        predicted.map_err(|e| log::error!("a formula failed: {e}")).ok().map(Expected::Predicted)
     }
 }
 
@@ -91,6 +89,17 @@ fn samples(todo: &Todo) -> Result<Vec<(u64, Vec<u8>)>, RepoError> {
     let n = block_count(todo.length());
     let take = n.div_ceil(3).min(SAMPLES);
     (0..take).map(|i| i * n / take).map(|index| Ok((index, todo.raw(index)?))).collect()
+}
+
+/// A block and what its bases have in its place.
+type Beside<'a> = (u64, &'a [u8], Vec<BaseBlock>);
+
+fn view<'a>((block, raw, bases): &'a Beside) -> codec::Sample<'a> {
+    codec::Sample { block: *block, raw, bases: bases.iter().map(BaseBlock::bytes).collect() }
+}
+
+fn views<'a>(read: &'a [Beside]) -> Vec<codec::Sample<'a>> {
+    read.iter().map(view).collect()
 }
 
 struct Chooser<'a> {
@@ -160,22 +169,14 @@ impl Chooser<'_> {
         let mut same: Vec<&Near> = self.todo.near.iter().filter(|n| n.object.stored.record.shape == shape).collect();
         same.sort_by_key(|n| n.order);
         let bases: Vec<MappedBase> = same.iter().map(|n| mapped(self.spec.elem, n.object.clone())).collect();
-        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> = self
-            .samples
-            .iter()
-            .filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), &bases)?)))
-            .collect();
-        let samples: Vec<codec::Sample> = read
-            .iter()
-            .map(|(block, raw, bases)| codec::Sample {
-                block: *block,
-                raw,
-                bases: bases.iter().map(BaseBlock::bytes).collect(),
-            })
-            .collect();
         let elems: Vec<Elem> = bases.iter().map(|b| b.object.elem()).collect();
-        let (order, formula) = fit_mix(self.spec, &elems, &samples)?;
+        let (order, formula) = fit_mix(self.spec, &elems, &views(&self.read(&bases)))?;
         Some(Source { bases: order.iter().map(|&i| bases[i].clone()).collect(), formula: Some(formula) })
+    }
+
+    /// The samples, each with what all of these bases have in its place.
+    fn read(&self, bases: &[MappedBase]) -> Vec<Beside<'_>> {
+        self.samples.iter().filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), bases)?))).collect()
     }
 
     fn blocks(&self, index: u64, len: usize, bases: &[MappedBase]) -> Option<Vec<BaseBlock>> {
@@ -185,24 +186,13 @@ impl Chooser<'_> {
     fn low_rank(&self, near: &Near) -> Result<Option<Source>, RepoError> {
         let shape = self.shape();
         let base = mapped(self.spec.elem, near.object.clone());
-        if shape.len() != 2 || near.object.stored.record.shape != shape {
+        let too_dear = cost(self.spec.elem.width(), std::slice::from_ref(&base)).is_none();
+        if shape.len() != 2 || near.object.stored.record.shape != shape || too_dear {
             return Ok(None);
         }
-        let read: Vec<(u64, &[u8], Vec<BaseBlock>)> = self
-            .samples
-            .iter()
-            .filter_map(|(i, raw)| Some((*i, &raw[..], self.blocks(*i, raw.len(), std::slice::from_ref(&base))?)))
-            .collect();
-        let samples: Vec<codec::Sample> = read
-            .iter()
-            .map(|(block, raw, bases)| codec::Sample {
-                block: *block,
-                raw,
-                bases: bases.iter().map(BaseBlock::bytes).collect(),
-            })
-            .collect();
+        let read = self.read(std::slice::from_ref(&base));
         let mut each = |see: &mut dyn FnMut(&codec::Sample)| self.each_block(&base, see);
-        let found = fit_low_rank(self.spec, base.object.elem(), shape[0] as usize, &samples, &mut each)?;
+        let found = fit_low_rank(self.spec, base.object.elem(), shape[0] as usize, &views(&read), &mut each)?;
         Ok(found.map(|f| Source { bases: vec![base], formula: Some(f) }))
     }
 
@@ -211,7 +201,7 @@ impl Chooser<'_> {
         for block in 0..block_count(self.todo.length()) {
             let raw = self.todo.raw(block)?;
             let Some(bases) = self.blocks(block, raw.len(), std::slice::from_ref(base)) else { continue };
-            see(&codec::Sample { block, raw: &raw, bases: bases.iter().map(BaseBlock::bytes).collect() });
+            see(&view(&(block, &raw, bases)));
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use super::{Repo, RepoError};
 use crate::codec::{self, Formula, Plan, Spec};
 use crate::model::dtype::Elem;
 use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
-use crate::model::object::{Base, MAX_COST, Mapping};
+use crate::model::object::{Base, MAX_COST, Mapping, ObjectRecord};
 use crate::model::recipe::{Extent, Recipe};
 use crate::store::packs::StoredObject;
 
@@ -61,8 +61,31 @@ fn needs(id: Id, width: usize, bases: &[MappedBase]) -> Vec<(Id, u64)> {
 /// Blocks decoded for one of an object of elements of `width` bytes on these bases; `None` where there are too many.
 pub(super) fn cost(width: usize, bases: &[MappedBase]) -> Option<u8> {
     // Its own id matters to nobody yet.
-    let total = needs(Id([0; 32]), width, bases).iter().fold(0u64, |sum, n| sum.saturating_add(n.1));
+    total(&needs(Id([0; 32]), width, bases))
+}
+
+fn total(needs: &[(Id, u64)]) -> Option<u8> {
+    let total = needs.iter().fold(0u64, |sum, n| sum.saturating_add(n.1));
     (total <= MAX_COST as u64).then_some(total as u8)
+}
+
+fn spec_of(record: &ObjectRecord) -> Spec {
+    Spec { elem: Elem::of(&record.dtype), row_bytes: record.row_bytes as usize }
+}
+
+/// What stands in for the base of block `index`; `bytes`: what each base has in its place.
+pub(super) fn predict(
+    formula: &Formula,
+    spec: Spec,
+    index: u64,
+    bases: &[MappedBase],
+    bytes: &[&[u8]],
+    len: usize,
+) -> Result<Vec<u8>, codec::Damage> {
+    let typed: Vec<(Elem, &[u8])> = bases.iter().map(|b| b.object.elem()).zip(bytes.iter().copied()).collect();
+    let mut out = vec![0; len];
+    formula.predict(spec, index, &typed, &mut out)?;
+    Ok(out)
 }
 
 impl OpenObject {
@@ -87,17 +110,7 @@ impl OpenObject {
     }
 
     fn spec(&self) -> Spec {
-        Spec { elem: self.elem(), row_bytes: self.stored.record.row_bytes as usize }
-    }
-
-    /// What stands in for the base of block `index`.
-    fn predict(&self, formula: &Formula, index: u64, bases: &[&[u8]], len: usize) -> Result<Vec<u8>, RepoError> {
-        let typed: Vec<(Elem, &[u8])> = self.bases.iter().map(|b| b.object.elem()).zip(bases.iter().copied()).collect();
-        let mut out = vec![0; len];
-        formula
-            .predict(self.spec(), index, &typed, &mut out)
-            .map_err(|e| RepoError::damaged(format!("block {index} of object {}: {e}", self.id())))?;
-        Ok(out)
+        spec_of(&self.stored.record)
     }
 }
 
@@ -170,16 +183,16 @@ impl Repo {
 
     fn open_fresh(&self, stored: Arc<StoredObject>) -> Result<Arc<OpenObject>, RepoError> {
         let (id, r) = (stored.record.id, &stored.record);
-        let spec = Spec { elem: Elem::of(&r.dtype), row_bytes: r.row_bytes as usize };
+        let spec = spec_of(r);
         let damaged = |e: codec::Damage| RepoError::damaged(format!("object {id}: {e}"));
         let (formula, plan) = codec::split_params(spec, &r.params).map_err(damaged)?;
         let base =
             |b: &Base| Ok::<_, RepoError>(MappedBase { object: self.open_below(&b.id, r.cost)?, mapping: b.mapping });
         let bases = r.bases.iter().map(base).collect::<Result<Vec<_>, _>>()?;
-        if cost(spec.elem.width(), &bases).is_none() {
+        let needs = needs(id, spec.elem.width(), &bases);
+        if total(&needs).is_none() {
             return Err(damaged(codec::Damage("a block needs too many others")));
         }
-        let needs = needs(id, spec.elem.width(), &bases);
         let open = Arc::new(OpenObject { stored, plan, formula, bases, needs });
         self.caches.objects.insert(id, open.clone());
         Ok(open)
@@ -212,16 +225,14 @@ impl Repo {
             true => self.base_blocks(object, index, bytes.len())?,
             false => vec![],
         };
+        let damaged = |e| RepoError::damaged(format!("block {index} of object {}: {e}", object.id()));
         let predicted;
         let mut bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
         if let (Some(formula), false) = (&object.formula, bases.is_empty()) {
-            predicted = object.predict(formula, index, &bases, bytes.len())?;
+            predicted = predict(formula, object.spec(), index, &object.bases, &bases, bytes.len()).map_err(damaged)?;
             bases = vec![&predicted];
         }
-        object
-            .plan
-            .decode(index, info.tag, &encoded, &bases, &mut bytes)
-            .map_err(|e| RepoError::damaged(format!("block {index} of object {}: {e}", object.id())))?;
+        object.plan.decode(index, info.tag, &encoded, &bases, &mut bytes).map_err(damaged)?;
         Ok(Block { bytes, checked: AtomicBool::new(false) })
     }
 
@@ -349,7 +360,7 @@ impl FileReader {
 mod tests {
     use super::*;
     use crate::model::id::object_id;
-    use crate::model::object::{BlockInfo, ObjectRecord};
+    use crate::model::object::BlockInfo;
     use crate::store::disk::Disk;
     use crate::store::pack::PackWriter;
     use crate::store::sim::SimDisk;
