@@ -123,8 +123,8 @@ pub fn needs_bases(tag: u8) -> bool {
 /// Starts the parameters of a tensor with a formula.
 const FORMULA: u8 = 0x80;
 
-/// What is stored for a tensor: its formula, if it has one, then its plan.
-pub fn join_params(formula: Option<&Formula>, plan: &Plan) -> Vec<u8> {
+/// What is stored for a tensor: its formula, if it has one, then its plan, unless no block with these tags needs it.
+pub fn join_params(formula: Option<&Formula>, plan: &Plan, mut tags: impl Iterator<Item = u8>) -> Vec<u8> {
     let mut out = Vec::new();
     if let Some(formula) = formula {
         let bytes = formula.write();
@@ -132,7 +132,9 @@ pub fn join_params(formula: Option<&Formula>, plan: &Plan) -> Vec<u8> {
         plane::put_varint(bytes.len(), &mut out);
         out.extend_from_slice(&bytes);
     }
-    out.extend_from_slice(&plan.params());
+    if tags.any(|tag| matches!(tag, RESIDUAL | MAGNITUDES | MASKED)) {
+        out.extend_from_slice(&plan.params());
+    }
     out
 }
 

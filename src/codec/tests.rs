@@ -95,7 +95,8 @@ fn round_trip(spec: Spec, effort: Effort, number: u64, raw: &[u8], bases: &[Vec<
     assert_eq!(encoded[..3], [7; 3]);
     let encoded = encoded.split_off(3);
     assert!(encoded.len() <= raw.len());
-    let reader = Plan::from_params(spec, &params).unwrap();
+    let stored = join_params(None, &plan, [tag].into_iter());
+    let reader = split_params(spec, &stored).unwrap().1;
     let mut out = vec![0xAA; raw.len()];
     let given = if needs_bases(tag) { &bases[..] } else { &[] };
     reader.decode(number, tag, &encoded, given, &mut out).unwrap();

@@ -1,12 +1,11 @@
 //! An object's record: what a tensor or blob is, how its blocks are encoded, and the values that bind them.
 //!
-//! A blob (header, gap, ordinary file) is an object of dtype `""` and shape `[bytes]`. The record is checked
-//! by folding its block values to its id, so a tampered record can make a read fail but never make it lie.
+//! A blob (header, gap, ordinary file) is an object of dtype `""` and shape `[bytes]`. A record's block values fold
+//! to its id, by which it is asked for, so a tampered record can make a read fail but never make it lie.
 //!
 //! Bytes (numbers are LEB128):
 //! ```text
-//! layout      u8      1
-//! id          32
+//! layout      u8      2
 //! dtype       bytes   length, then ASCII as in safetensors; empty for a blob
 //! rank        u8      then rank numbers: the shape
 //! length      number  decoded bytes
@@ -16,10 +15,14 @@
 //! bases       u8      then, for each: u8 mapping, 32 id. Past a base's end there are zeros
 //!                     0  the same byte range  1  the same elements, of the base's own width  2  all of it
 //! params      bytes   the codec's tensor-wide parameters
-//! table               for each block: u8 codec tag, u32 LE encoded length
+//! table               for each block: u8 codec tag, number: encoded length
 //! values              for each block: 32 bytes
 //! ```
-//! The encoded blocks lie directly before the record in its pack, in order, each in a frame of its own.
+//! The encoded blocks lie directly before the record in its pack, in order, each in a frame of its own; one of no
+//! bytes has none. The id follows from dtype, shape and values.
+//!
+//! Layout 1, which is read and no longer written, has the id after the layout, an encoded length of u32 LE, and
+//! a frame for each block.
 
 use super::id::{BLOCK, BLOCK_LOG2, BlockValue, Id, block_count, fold, object_id};
 use super::wire::{Cursor, Malformed, put_bytes, put_num};
@@ -88,13 +91,15 @@ pub struct ObjectRecord {
     pub params: Vec<u8>,
     pub blocks: Vec<BlockInfo>,
     pub values: Vec<BlockValue>,
+    /// Blocks of no bytes have frames too: layout 1.
+    pub empty_frames: bool,
 }
 
 impl ObjectRecord {
+    /// In layout 2.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(128 + self.params.len() + 37 * self.blocks.len());
-        out.push(1);
-        out.extend_from_slice(&self.id.0);
+        let mut out = Vec::with_capacity(128 + self.params.len() + 36 * self.blocks.len());
+        out.push(2);
         put_bytes(&mut out, self.dtype.as_bytes());
         out.push(self.shape.len() as u8);
         self.shape.iter().for_each(|&d| put_num(&mut out, d));
@@ -109,19 +114,22 @@ impl ObjectRecord {
         put_bytes(&mut out, &self.params);
         for b in &self.blocks {
             out.push(b.tag);
-            out.extend_from_slice(&b.encoded.to_le_bytes());
+            put_num(&mut out, b.encoded as u64);
         }
         self.values.iter().for_each(|v| out.extend_from_slice(v));
         out
     }
 
-    /// Parses a record and checks all that follows from its own bytes: the values fold to the id.
+    /// Parses a record and checks all that follows from its own bytes. Its id is what they say: whether it is the
+    /// one that was asked for is for the caller to check.
     pub fn decode(bytes: &[u8]) -> Result<ObjectRecord, Malformed> {
         let mut c = Cursor(bytes);
-        if c.byte()? != 1 {
-            return Err(Malformed("unknown object layout"));
-        }
-        let id = Id(c.array()?);
+        let layout = c.byte()?;
+        let said = match layout {
+            1 => Some(Id(c.array()?)),
+            2 => None,
+            _ => return Err(Malformed("unknown object layout")),
+        };
         let dtype = c.bytes()?;
         let dtype = String::from_utf8(dtype.to_vec()).map_err(|_| Malformed("a dtype is not text"))?;
         let rank = c.byte()? as usize;
@@ -143,18 +151,21 @@ impl ObjectRecord {
         if params.len() > MAX_PARAMS {
             return Err(Malformed("codec parameters are too long"));
         }
-        let (blocks, values) = read_table(&mut c, length)?;
-        let record = ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values };
-        record.check()?;
-        Ok(record)
-    }
-
-    fn check(&self) -> Result<(), Malformed> {
-        let content = fold(&self.values, self.length);
-        if self.dtype.len() > 255 || object_id(&self.dtype, &self.shape, &content) != self.id {
+        let empty_frames = layout == 1;
+        let (blocks, values) = read_table(&mut c, length, empty_frames)?;
+        if dtype.len() > 255 {
+            return Err(Malformed("a dtype is too long"));
+        }
+        let id = object_id(&dtype, &shape, &fold(&values, length));
+        if said.is_some_and(|said| said != id) {
             return Err(Malformed("block values do not fold to the object's id"));
         }
-        Ok(())
+        Ok(ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values, empty_frames })
+    }
+
+    /// Whether a block of the table has a frame in the pack.
+    pub fn has_frame(&self, block: &BlockInfo) -> bool {
+        block.encoded > 0 || self.empty_frames
     }
 
     /// Encoded bytes of all blocks, frames not counted.
@@ -173,18 +184,19 @@ fn read_bases(c: &mut Cursor) -> Result<Vec<Base>, Malformed> {
         .collect()
 }
 
-fn read_table(c: &mut Cursor, length: u64) -> Result<(Vec<BlockInfo>, Vec<BlockValue>), Malformed> {
+fn read_table(c: &mut Cursor, length: u64, wide: bool) -> Result<(Vec<BlockInfo>, Vec<BlockValue>), Malformed> {
     let n = block_count(length);
-    if n.checked_mul(37) != Some(c.0.len() as u64) {
+    if n.checked_mul(34).is_none_or(|least| least > c.0.len() as u64) {
         return Err(Malformed("the block table does not fit the length"));
     }
     let mut blocks = Vec::with_capacity(n as usize);
     for _ in 0..n {
-        let info = BlockInfo { tag: c.byte()?, encoded: u32::from_le_bytes(c.array()?) };
-        if info.encoded as u64 > BLOCK {
+        let tag = c.byte()?;
+        let encoded = if wide { u32::from_le_bytes(c.array()?) as u64 } else { c.num()? };
+        if encoded > BLOCK {
             return Err(Malformed("an encoded block is larger than a block"));
         }
-        blocks.push(info);
+        blocks.push(BlockInfo { tag, encoded: encoded as u32 });
     }
     let values = (0..n).map(|_| c.array()).collect::<Result<Vec<_>, _>>()?;
     c.end()?;
@@ -201,7 +213,8 @@ mod tests {
         let id = object_id(&dtype, &shape, &fold(&values, length));
         let blocks = vec![BlockInfo { tag: 3, encoded: 9 }, BlockInfo { tag: 0, encoded: 14_464 }];
         let (bases, params) = (vec![Base { id: Id([5; 32]), mapping: Mapping::Elements }], vec![1, 2, 3]);
-        ObjectRecord { id, dtype, shape, length, cost: 2, row_bytes: 40_000, bases, params, blocks, values }
+        let (cost, row_bytes, empty_frames) = (2, 40_000, false);
+        ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values, empty_frames }
     }
 
     #[test]
@@ -218,6 +231,19 @@ mod tests {
         }
         let mut last = bytes.clone();
         *last.last_mut().unwrap() ^= 1;
-        assert!(ObjectRecord::decode(&last).is_err());
+        assert_ne!(ObjectRecord::decode(&last).unwrap().id, sample().id);
+    }
+
+    #[test]
+    fn layout_1_is_read() {
+        let (record, new) = (sample(), sample().encode());
+        let table = new.len() - 64 - 2 - 3;
+        let mut old = [&[1], &record.id.0[..], &new[1..table]].concat();
+        old.extend([3, 9, 0, 0, 0, 0, 0x80, 0x38, 0, 0]);
+        old.extend(record.values.concat());
+        assert_eq!(ObjectRecord::decode(&old), Ok(ObjectRecord { empty_frames: true, ..record }));
+        let mut lie = old.clone();
+        lie[1] ^= 1;
+        assert!(ObjectRecord::decode(&lie).is_err());
     }
 }

@@ -224,13 +224,13 @@ impl Chooser<'_> {
 
     /// What the whole would take, as far as some samples tell.
     fn size(&self, source: &Source, plan: &Plan) -> f64 {
-        let (mut raw, mut out) = (0, Vec::new());
+        let (mut raw, mut out, mut tags) = (0, Vec::new(), Vec::new());
         for ((index, bytes), e) in self.samples.iter().zip(self.expected(source, TRIED)) {
             let bases: Vec<&[u8]> = e.iter().map(Expected::bytes).collect();
-            plan.encode(*index, bytes, &bases, &mut out);
+            tags.push(plan.encode(*index, bytes, &bases, &mut out));
             raw += block_len(self.todo.length(), *index);
         }
         let share = self.todo.length() as f64 / raw.max(1) as f64;
-        out.len() as f64 * share + codec::join_params(source.formula.as_ref(), plan).len() as f64
+        out.len() as f64 * share + codec::join_params(source.formula.as_ref(), plan, tags.into_iter()).len() as f64
     }
 }

@@ -142,8 +142,9 @@ fn finish(todo: &Todo, done: Active) -> ObjectRecord {
         cost: cost(todo.spec().elem.width(), &source.bases).expect("chosen so"),
         row_bytes: p.row_bytes(),
         bases: source.bases.iter().map(|b| Base { id: b.object.id(), mapping: b.mapping }).collect(),
-        params: codec::join_params(source.formula.as_ref(), &done.plan),
+        params: codec::join_params(source.formula.as_ref(), &done.plan, done.blocks.iter().map(|b| b.tag)),
         blocks: done.blocks,
         values: todo.piece.values.clone(),
+        empty_frames: false,
     }
 }

@@ -370,7 +370,8 @@ mod tests {
         let id = object_id("U8", &shape, &Id(value));
         let (blocks, values) = (vec![BlockInfo { tag: codec::RAW, encoded: 1 }], vec![value]);
         let (dtype, length, row_bytes, params) = ("U8".to_owned(), 1, 0, vec![]);
-        ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values }
+        let empty_frames = false;
+        ObjectRecord { id, dtype, shape, length, cost, row_bytes, bases, params, blocks, values, empty_frames }
     }
 
     #[test]

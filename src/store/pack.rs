@@ -155,7 +155,7 @@ pub(super) fn version_bytes(payload: &[u8]) -> Option<&[u8]> {
 
 /// Bytes of all block frames of an object.
 pub(super) fn block_frames(record: &ObjectRecord) -> u64 {
-    record.encoded_bytes() + FRAME * record.blocks.len() as u64
+    record.encoded_bytes() + FRAME * record.blocks.iter().filter(|b| record.has_frame(b)).count() as u64
 }
 
 /// Sixteen hex digits, or nothing.
@@ -216,7 +216,7 @@ impl PackWriter {
             return Err(StoreError::Misuse("an encoded block is larger than a block"));
         }
         self.blocks.push(encoded.len() as u32);
-        self.frame(Kind::Block, encoded)
+        if encoded.is_empty() { Ok(()) } else { self.frame(Kind::Block, encoded) }
     }
 
     /// The record of the object whose blocks were put since the last.

@@ -38,7 +38,7 @@ pub(super) struct Pack {
 pub struct StoredObject {
     pub record: ObjectRecord,
     pack: Arc<Pack>,
-    /// Where each block's frame begins.
+    /// Where each block's frame begins, if it has one.
     starts: Vec<u64>,
 }
 
@@ -47,7 +47,7 @@ impl StoredObject {
         let mut at = start;
         let next = |b: &crate::model::object::BlockInfo| {
             let here = at;
-            at += FRAME + b.encoded as u64;
+            at += if record.has_frame(b) { FRAME + b.encoded as u64 } else { 0 };
             here
         };
         let starts = record.blocks.iter().map(next).collect();
@@ -236,8 +236,11 @@ impl Packs {
     pub fn read_block(&self, object: &StoredObject, index: u64, buf: &mut Vec<u8>) -> Result<()> {
         let info = object.record.blocks.get(index as usize);
         let info = info.ok_or(StoreError::Misuse("an object has no such block"))?;
-        let file = self.file(&object.pack)?;
         buf.resize(info.encoded as usize, 0);
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let file = self.file(&object.pack)?;
         file.read_at(buf, object.block_offset(index) + FRAME).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
                 StoreError::damaged(format!("{}: the pack ends early", object.describe_block(index)))

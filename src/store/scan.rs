@@ -283,6 +283,10 @@ fn walk_object(pack: &Arc<Pack>, file: &dyn DiskFile, entry: &Entry, f: &mut dyn
     f(ScanItem::Object(&owner));
     for (index, info) in (0..).zip(&owner.record.blocks) {
         let at = owner.block_offset(index);
+        if !owner.record.has_frame(info) {
+            f(ScanItem::Block { owner: &owner, index, encoded: &[] });
+            continue;
+        }
         match read_frame(file, Kind::Block, at, info.encoded) {
             Ok(frame) => f(ScanItem::Block { owner: &owner, index, encoded: &frame[FRAME as usize..] }),
             Err(why) => {
