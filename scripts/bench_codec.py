@@ -33,6 +33,7 @@ GOALS = {"sre": 33.5, "kind-v1": 12.0, "kind-v2": 5.0, "pruned90": 5.0, "avg": 1
 CAST_GOAL = 0.1
 LAYOUT_GOAL, LAYOUTS = 0.01, ("renamed", "resharded", "duplicate")  # and the headers of the files
 ALONE_GOALS = {"BF16": 66.3, "F32": 81.8}
+BLOCKS_GOAL = 1.5  # % more than whole tensors
 ENCODE_GOAL, DECODE_GOALS = 120, {"F32": 1200, "BF16": 850}
 PORTABLE_GOALS = {"F32": 500, "BF16": 300}
 
@@ -357,6 +358,9 @@ def missed(row):
         out.append(f"{row['model']}: adds {own['bytes']} bytes, {share:.3f} % of raw{by}; goal {row['goal']['text']}")
     if not codec:
         return out
+    more = 100 * (codec["bytes"] / max(codec["whole"], 1) - 1)
+    if more > BLOCKS_GOAL and codec["bytes"] > row["raw"] / 1000:
+        out.append(f"{row['model']}: blocks cost {more:.2f} % more than whole tensors; goal {BLOCKS_GOAL} %")
     speeds = [("encode", ENCODE_GOAL), ("decode", DECODE_GOALS.get(row["dtype"]))]
     speeds.append(("decode_portable", PORTABLE_GOALS.get(row["dtype"])))
     for key, goal in speeds:
@@ -421,6 +425,9 @@ def report(about, rows, missing):
     rate = lambda v, row: f"{v:.0f}"
     table("encode, MB/s of one core", rows, COLUMNS[1:], figure("encode", rate))
     table("decode, MB/s of one core", rows, COLUMNS[1:], figure("decode", rate))
+    table("decode without vector instructions", rows, COLUMNS[1:2], figure("decode_portable", rate))
+    blocks = figure("whole", lambda v, row: f"{100 * (row['of']['codec']['bytes'] / max(v, 1) - 1):.2f}")
+    table("blocks, % more than whole tensors", rows, COLUMNS[1:2], blocks)
     table("import, MB/s by the clock", rows, COLUMNS[:1], figure("import", rate))
     print("\nmgit: what an import adds. codec: mgit's, the tensors alone. xor: XOR, byte planes, zstd -3.")
     print("zipnn knows no base; lmzip and z4ai are given the first parent.")

@@ -1,10 +1,11 @@
 //! The codec alone, on one thread, beside XOR + byte planes + zstd -3: codec_bench [--fast|--max] CHILD [BASE]…
 //!
 //! A tensor's bases are those of the same name, or else the nearest of its type and shape. Rates are MB/s of thread
-//! CPU time, the best of a few rounds. Everything is decoded and compared. Prints one JSON object.
+//! CPU time, the best of a few rounds. Everything is decoded and compared, once more without vector instructions.
+//! Prints one JSON object; `whole` is what mgit's bytes would be if a tensor were one block.
 
 use anyhow::{Context, Result, ensure};
-use mgit::codec::{BLOCK, Effort, Plan, Spec, distance};
+use mgit::codec::{BLOCK, Effort, Plan, Spec, distance, portable_only};
 use mgit::model::dtype::Elem;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -108,18 +109,27 @@ struct Total {
     bytes: usize,
     encode: f64,
     decode: f64,
+    portable: f64,
+    whole: usize,
 }
 
 impl Total {
     fn json(&self, raw: usize) -> Value {
         let rate = |seconds: f64| raw as f64 / 1e6 / seconds.max(1e-9);
-        json!({ "bytes": self.bytes, "encode": rate(self.encode), "decode": rate(self.decode) })
+        json!({
+            "bytes": self.bytes,
+            "whole": self.whole,
+            "encode": rate(self.encode),
+            "decode": rate(self.decode),
+            "decode_portable": rate(self.portable),
+        })
     }
 }
 
 // ---- the codec
 
 struct Encoded {
+    plan: Plan,
     params: Vec<u8>,
     bytes: Vec<u8>,
     blocks: Vec<(u8, Range<usize>)>,
@@ -130,16 +140,15 @@ fn encode(t: &Tensor, bases: &[&[u8]], effort: Effort) -> Encoded {
     let take = t.blocks().div_ceil(3).min(SAMPLES);
     let samples: Vec<_> = (0..take).map(|i| i * t.blocks() / take).map(|i| (&t.data[t.range(i)], of(i))).collect();
     let plan = Plan::choose(t.spec(), effort, &samples);
-    let mut e = Encoded { params: plan.params(), bytes: Vec::new(), blocks: Vec::new() };
+    let mut e = Encoded { params: plan.params(), plan, bytes: Vec::new(), blocks: Vec::new() };
     for i in 0..t.blocks() {
         let start = e.bytes.len();
-        let tag = plan.encode(i as u64, &t.data[t.range(i)], &of(i), &mut e.bytes);
+        let tag = e.plan.encode(i as u64, &t.data[t.range(i)], &of(i), &mut e.bytes);
         e.blocks.push((tag, start..e.bytes.len()));
     }
     e
 }
 
-/// With whatever instructions there are; a portable decoder would be measured beside it, once the codec has a switch.
 fn decode(t: &Tensor, bases: &[&[u8]], e: &Encoded, out: &mut [u8]) -> Result<()> {
     let plan = Plan::from_params(t.spec(), &e.params)?;
     for (i, (tag, range)) in e.blocks.iter().enumerate() {
@@ -155,6 +164,15 @@ fn codec(t: &Tensor, bases: &[&[u8]], effort: Effort, out: &mut [u8], total: &mu
     total.encode += seconds;
     total.decode += best(|| decode(t, bases, &encoded, out))?.1;
     ensure!(out == t.data, "decoded to something else");
+    out.fill(0);
+    portable_only(true);
+    let portable = best(|| decode(t, bases, &encoded, out));
+    portable_only(false);
+    total.portable += portable?.1;
+    ensure!(out == t.data, "decoded to something else without vectors");
+    let mut whole = Vec::new();
+    encoded.plan.encode(0, t.data, bases, &mut whole);
+    total.whole += whole.len() + encoded.params.len();
     Ok(())
 }
 

@@ -53,6 +53,7 @@ pub use distance::distance;
 pub use formula::{Formula, MAX_FORMULA, QuantizedFit, Sample, fit_low_rank, fit_mix};
 use stairs::Stairs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Decoded bytes of every block but a tensor's last.
 pub const BLOCK: usize = 1 << 16;
@@ -70,6 +71,15 @@ pub const PRIOR: u8 = 9;
 
 /// A block that keeps so much of its size has hardly been understood.
 const ATYPICAL: f64 = 0.9;
+
+/// See [`portable_only`].
+static PORTABLE_ONLY: AtomicBool = AtomicBool::new(false);
+
+/// Keeps this process from using vector instructions, or no longer: for benchmarks. The bytes are the same.
+#[doc(hidden)]
+pub fn portable_only(on: bool) {
+    PORTABLE_ONLY.store(on, Ordering::Relaxed);
+}
 
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

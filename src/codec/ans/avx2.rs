@@ -10,13 +10,18 @@
 //! Callers need no unsafe code: whatever the values, memory is touched only inside the arrays that are passed.
 
 use super::{BITS, LANES, Reader, START};
+use crate::codec::PORTABLE_ONLY;
 use crate::codec::bits::{BitReader, SPARE};
 use std::arch::x86_64::*;
+use std::sync::atomic::Ordering;
 
 const _: () = assert!(LANES == 16 && START == 1 << 16);
 
 pub(in crate::codec) fn available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("popcnt")
+    !PORTABLE_ONLY.load(Ordering::Relaxed)
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt")
 }
 
 /// LANES values of 32 bits, split.
