@@ -20,6 +20,7 @@ use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
 use crate::repo::engine::{Detail, Engine};
+use crate::repo::keep::{self, Keeper, Kept};
 use crate::repo::{Repo, RepoError};
 
 /// Longest request or response on the wire.
@@ -49,6 +50,10 @@ pub enum Request {
     Rebuild,
     /// What in the catalog differs from the journal.
     CheckCatalog,
+    /// What the disk cache holds.
+    CacheList,
+    CacheAdd(Vec<VersionRef>),
+    CacheRemove(Vec<VersionRef>),
 }
 
 /// What is answered.
@@ -64,15 +69,26 @@ pub enum Response {
     Details(Vec<Detail>),
     Name(VersionName),
     Differences(Vec<String>),
+    /// And how many bytes there is room for, where a daemon keeps it.
+    Cached(Vec<Kept>, Option<u64>),
+    /// Files and their bytes.
+    Sum(u64, u64),
     Done,
     /// One line for the user.
     Failed(String),
 }
 
+/// What a daemon has beside the catalog.
+pub struct Mounted {
+    pub mountpoint: PathBuf,
+    pub keeper: Option<Arc<Keeper>>,
+}
+
 /// Answers a request from the catalog at hand.
-pub fn answer(engine: &Engine, request: Request, mountpoint: Option<&Path>) -> Result<Response, RepoError> {
+pub fn answer(engine: &Engine, request: Request, mounted: Option<&Mounted>) -> Result<Response, RepoError> {
+    let keeper = mounted.and_then(|m| m.keeper.as_ref());
     Ok(match request {
-        Request::Hello => Response::Hello { mountpoint: mountpoint.map(Path::to_owned) },
+        Request::Hello => Response::Hello { mountpoint: mounted.map(|m| m.mountpoint.clone()) },
         Request::Resolve(r) => Response::Head(engine.resolve(&r)?),
         Request::Detail(r) => Response::Detail(engine.detail(&r)?),
         Request::List => Response::Heads(engine.catalog().all()?),
@@ -85,7 +101,25 @@ pub fn answer(engine: &Engine, request: Request, mountpoint: Option<&Path>) -> R
         Request::Unlink(c, p) => pair(engine.unlink(&c, &p)?),
         Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
         Request::CheckCatalog => Response::Differences(engine.check_catalog()?),
+        Request::CacheList => match keeper {
+            Some(k) => Response::Cached(keep::list(engine, k.files())?, Some(k.files().limit())),
+            None => Response::Cached(keep::list(engine, &keep::unattended(&engine.repo.dir)?)?, None),
+        },
+        Request::CacheAdd(versions) => match keeper {
+            Some(k) => sum(k.add(engine, &versions)?),
+            None => {
+                return Err(RepoError::refused("there is no disk cache; mount with 'mgit mount --disk-cache SIZE'"));
+            }
+        },
+        Request::CacheRemove(versions) => match keeper {
+            Some(k) => sum(keep::remove(engine, k.files(), &versions)?),
+            None => sum(keep::remove(engine, &keep::unattended(&engine.repo.dir)?, &versions)?),
+        },
     })
+}
+
+fn sum((files, bytes): (u64, u64)) -> Response {
+    Response::Sum(files, bytes)
 }
 
 fn pair((a, b): (Head, Head)) -> Response {
@@ -138,12 +172,13 @@ pub fn listen(repo_dir: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// Answers all who connect, each in a thread of its own, until the process ends.
-pub fn serve(engine: Arc<Engine>, listener: UnixListener, mountpoint: PathBuf) {
+pub fn serve(engine: Arc<Engine>, listener: UnixListener, mounted: Mounted) {
+    let mounted = Arc::new(mounted);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (engine, mountpoint) = (engine.clone(), mountpoint.clone());
+            let (engine, mounted) = (engine.clone(), mounted.clone());
             std::thread::spawn(move || {
-                if let Err(e) = converse(&engine, stream, &mountpoint) {
+                if let Err(e) = converse(&engine, stream, &mounted) {
                     log::debug!("a client of the control socket went away: {e}");
                 }
             });
@@ -151,14 +186,12 @@ pub fn serve(engine: Arc<Engine>, listener: UnixListener, mountpoint: PathBuf) {
     });
 }
 
-fn converse(engine: &Engine, stream: UnixStream, mountpoint: &Path) -> std::io::Result<()> {
+fn converse(engine: &Engine, stream: UnixStream, mounted: &Mounted) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     while let Some(line) = read_line(&mut reader)? {
         let response = match serde_json::from_str(&line) {
-            Ok(request) => {
-                answer(engine, request, Some(mountpoint)).unwrap_or_else(|e| Response::Failed(e.to_string()))
-            }
+            Ok(request) => answer(engine, request, Some(mounted)).unwrap_or_else(|e| Response::Failed(e.to_string())),
             Err(e) => Response::Failed(format!("the daemon does not know this request ({e}); remount with this mgit")),
         };
         write_line(&mut writer, &response)?;

@@ -1,7 +1,11 @@
 //! The FUSE protocol: translates between kernel requests and [`Vfs`], and decides nothing.
 //!
+//! A file whose bytes an ordinary file has is passed through to the kernel (passthrough.rs), which reads it by itself.
+//!
 //! Several threads take requests from the kernel, each through its own `/dev/fuse` descriptor, and answer
 //! them where they stand. Reads fill one buffer for each thread, made once. A panic below is one EIO and a log line.
+
+mod passthrough;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -13,12 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    BackgroundSession, BackingId, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
+
+use passthrough::Modes;
 
 use crate::vfs::{Attr, BLOCK_SIZE, Entry, Found, Kind, MAX_READ, Opened, Source, Vfs, VfsError, Xattr};
 
@@ -45,7 +51,8 @@ pub fn serve<S: Source>(vfs: Arc<Vfs<S>>, device: OwnedFd) -> io::Result<Served>
     config.n_threads = Some(threads());
     config.clone_fd = true;
     // The kernel itself holds off other users, unless mounted with `allow_other`.
-    Session::from_fd(Fuse(vfs), device, SessionACL::All, config)?.spawn().map(Served)
+    let fuse = Fuse { vfs, modes: Modes::default() };
+    Session::from_fd(fuse, device, SessionACL::All, config)?.spawn().map(Served)
 }
 
 /// A request may wait for the disk or for another's decoding, so more threads than cores. On two busy cores
@@ -55,7 +62,10 @@ fn threads() -> usize {
     (cores * 2).clamp(8, 64)
 }
 
-struct Fuse<S: Source>(Arc<Vfs<S>>);
+struct Fuse<S: Source> {
+    vfs: Arc<Vfs<S>>,
+    modes: Modes<BackingId>,
+}
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -124,12 +134,12 @@ fn xattr(result: Result<Xattr, Errno>, reply: ReplyXattr) {
 
 impl<S: Source> Fuse<S> {
     fn refusal(&self) -> Errno {
-        Errno::from_i32(self.0.refusal().errno())
+        Errno::from_i32(self.vfs.refusal().errno())
     }
 
     fn closed(&self, fh: FileHandle, reply: ReplyEmpty) {
         let release = || {
-            self.0.release(fh.0);
+            self.vfs.release(fh.0);
             Ok(())
         };
         match guarded(release) {
@@ -147,7 +157,7 @@ impl<S: Source> Fuse<S> {
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            match guarded(|| self.0.read(fh, offset, &mut buffer[..size])) {
+            match guarded(|| self.vfs.read(fh, offset, &mut buffer[..size])) {
                 Ok(n) => reply.data(&buffer[..n]),
                 Err(e) => reply.error(e),
             }
@@ -170,6 +180,7 @@ impl<S: Source> Filesystem for Fuse<S> {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_PASSTHROUGH,
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -181,13 +192,15 @@ impl<S: Source> Filesystem for Fuse<S> {
         if let Err(most) = config.set_max_readahead(MAX_REQUEST) {
             let _ = config.set_max_readahead(most);
         }
+        // Files that are passed through lie on an ordinary file system, not on a stacked one.
+        let _ = config.set_max_stack_depth(1);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(CONGESTED);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match guarded(|| self.0.lookup(parent.0, name)) {
+        match guarded(|| self.vfs.lookup(parent.0, name)) {
             Ok(Found::Entry(e)) => {
                 reply.entry_with_ttls(&e.attr_for, &e.name_for, &file_attr(&e.attr), Generation(0));
             }
@@ -198,18 +211,18 @@ impl<S: Source> Filesystem for Fuse<S> {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.0.forget(ino.0, count);
+        self.vfs.forget(ino.0, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        match guarded(|| self.0.getattr(ino.0, fh.map(|fh| fh.0))) {
+        match guarded(|| self.vfs.getattr(ino.0, fh.map(|fh| fh.0))) {
             Ok((attr, held)) => reply.attr(&held, &file_attr(&attr)),
             Err(e) => reply.error(e),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match guarded(|| self.0.readlink(ino.0)) {
+        match guarded(|| self.vfs.readlink(ino.0)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(e) => reply.error(e),
         }
@@ -217,7 +230,14 @@ impl<S: Source> Filesystem for Fuse<S> {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        opened(guarded(|| self.0.open(ino.0, flags.0)), cached, reply);
+        let file = guarded(|| self.vfs.open(ino.0, flags.0));
+        let Ok(Opened { fh, .. }) = file else { return opened(file, cached, reply) };
+        // Fails where the kernel cannot, or may not for this process: then it asks us for each read.
+        let backing = || self.vfs.with_plain(fh, |plain| reply.open_backing(plain).ok());
+        match self.modes.open(ino.0, backing) {
+            Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, &id),
+            None => opened(file, cached, reply),
+        }
     }
 
     fn read(
@@ -241,13 +261,14 @@ impl<S: Source> Filesystem for Fuse<S> {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.modes.close(ino.0);
         self.closed(fh, reply);
     }
 
@@ -257,12 +278,13 @@ impl<S: Source> Filesystem for Fuse<S> {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        opened(guarded(|| self.0.opendir(ino.0)), cached, reply);
+        opened(guarded(|| self.vfs.opendir(ino.0)), cached, reply);
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed =
-            guarded(|| self.0.readdir(fh.0, offset, |l| reply.add(INodeNo(l.ino), l.next, file_type(l.kind), l.name)));
+        let listed = guarded(|| {
+            self.vfs.readdir(fh.0, offset, |l| reply.add(INodeNo(l.ino), l.next, file_type(l.kind), l.name))
+        });
         match listed {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
@@ -271,7 +293,7 @@ impl<S: Source> Filesystem for Fuse<S> {
 
     fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let listed = guarded(|| {
-            self.0.readdirplus(fh.0, offset, |l, e| {
+            self.vfs.readdirplus(fh.0, offset, |l, e| {
                 reply.add(INodeNo(l.ino), l.next, l.name, &both(e), &file_attr(&e.attr), Generation(0))
             })
         });
@@ -290,7 +312,7 @@ impl<S: Source> Filesystem for Fuse<S> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match guarded(|| self.0.statfs()) {
+        match guarded(|| self.vfs.statfs()) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.free,
@@ -306,11 +328,11 @@ impl<S: Source> Filesystem for Fuse<S> {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        xattr(guarded(|| self.0.getxattr(ino.0, name, size)), reply);
+        xattr(guarded(|| self.vfs.getxattr(ino.0, name, size)), reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(guarded(|| self.0.listxattr(ino.0, size)), reply);
+        xattr(guarded(|| self.vfs.listxattr(ino.0, size)), reply);
     }
 
     // What follows would change something.

@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("store", &["store/"], &["model"]),
     ("repo", &["repo/"], &["model", "codec", "store"]),
     ("vfs", &["vfs/"], &["model", "repo"]),
-    ("fuse", &["fuse.rs"], &["model", "vfs"]),
+    ("fuse", &["fuse.rs", "fuse/"], &["model", "vfs"]),
     ("mount", &["mount.rs"], &["model", "vfs", "fuse"]),
     ("control", &["control.rs"], &["model", "repo"]),
     ("cli", &["cli/"], &["model", "codec", "store", "repo", "vfs", "mount", "control"]),

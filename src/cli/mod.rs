@@ -2,6 +2,7 @@
 //!
 //! Exit 0: done. 1: failed, with one line on standard error. 2: wrong usage (clap's).
 
+mod cache;
 mod completions;
 mod export;
 mod fsck;
@@ -80,6 +81,7 @@ enum Verb {
     Unlink(link::UnlinkArgs),
     Rm(rm::Args),
     Fsck(fsck::Args),
+    Cache(cache::Args),
     Completions(completions::Args),
 }
 
@@ -151,6 +153,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Unlink(a) => link::unlink(g, a),
         Verb::Rm(a) => rm::run(g, a),
         Verb::Fsck(a) => fsck::run(g, a),
+        Verb::Cache(a) => cache::run(g, a),
         Verb::Completions(a) => completions::run(a),
     }
 }

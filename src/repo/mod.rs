@@ -12,6 +12,7 @@ pub mod export;
 pub mod fsck;
 pub mod hash;
 pub mod import;
+pub mod keep;
 pub mod pair;
 pub mod progress;
 pub mod read;

@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! - A byte that leaves [`Repo::block`] or [`FileReader::read_at`] has been checked against its object's
-//!   id since it was decoded; once for each time it enters the cache. Bases on the way are not checked: a
-//!   wrong base makes a wrong block, which is.
-//! - A block is decoded by one thread at a time; others wait for it and share it.
+//!   id since it was decoded. Bases on the way are not checked: a wrong base makes a wrong block, which is.
+//! - A block for the cache is decoded by one thread at a time; others wait for it and share it. What is read whole and
+//!   built on others goes to its reader only.
 //! - An object's bases all cost less than it does, and all that one block needs is at most [`MAX_COST`] blocks, so a
 //!   hostile pack can make neither a circle of bases nor a block that takes long.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,6 +113,18 @@ impl OpenObject {
     fn spec(&self) -> Spec {
         spec_of(&self.stored.record)
     }
+
+    fn check(&self, index: u64, bytes: &[u8]) -> Result<(), RepoError> {
+        match block_value(bytes, index, self.length()) == self.stored.record.values[index as usize] {
+            true => Ok(()),
+            false => Err(RepoError::damaged(format!("block {index} of object {}: wrong bytes", self.id()))),
+        }
+    }
+}
+
+thread_local! {
+    /// A block as it is stored; borrowed only when its bases are there.
+    static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A decoded block, and whether it was checked.
@@ -202,38 +215,54 @@ impl Repo {
     pub fn block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
         let block = self.unchecked_block(object, index)?;
         if !block.checked.load(Ordering::Acquire) {
-            if block_value(&block, index, object.length()) != object.stored.record.values[index as usize] {
+            if let Err(e) = object.check(index, &block) {
                 self.caches.blocks.remove(&(object.id(), index));
-                return Err(RepoError::damaged(format!("block {index} of object {}: wrong bytes", object.id())));
+                return Err(e);
             }
             block.checked.store(true, Ordering::Release);
         }
         Ok(block)
     }
 
-    fn unchecked_block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
-        let key = (object.id(), index);
-        self.caches.blocks.get_or_insert_with(&key, || self.decode(object, index).map(Arc::new))
+    /// Fills `out` from byte `from` of block `index` on, checked.
+    fn read_block(&self, object: &OpenObject, index: u64, from: usize, out: &mut [u8]) -> Result<(), RepoError> {
+        let whole = out.len() == block_len(object.length(), index);
+        // What is built on others is seldom a base, and the kernel keeps what it has read: our cache is for bases.
+        if whole && !object.bases.is_empty() && self.caches.blocks.peek(&(object.id(), index)).is_none() {
+            self.decode(object, index, out)?;
+            return object.check(index, out);
+        }
+        let block = self.block(object, index)?;
+        out.copy_from_slice(&block[from..from + out.len()]);
+        Ok(())
     }
 
-    fn decode(&self, object: &OpenObject, index: u64) -> Result<Block, RepoError> {
-        let mut encoded = Vec::new();
-        self.packs.read_block(&object.stored, index, &mut encoded)?;
+    fn unchecked_block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
+        let key = (object.id(), index);
+        self.caches.blocks.get_or_insert_with(&key, || {
+            let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
+            self.decode(object, index, &mut bytes)?;
+            Ok(Arc::new(Block { bytes, checked: AtomicBool::new(false) }))
+        })
+    }
+
+    fn decode(&self, object: &OpenObject, index: u64, out: &mut [u8]) -> Result<(), RepoError> {
         let info = object.stored.record.blocks[index as usize];
-        let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
         let bases = match codec::needs_bases(info.tag) {
-            true => self.base_blocks(object, index, bytes.len())?,
+            true => self.base_blocks(object, index, out.len())?,
             false => vec![],
         };
         let damaged = |e| RepoError::damaged(format!("block {index} of object {}: {e}", object.id()));
         let predicted;
         let mut bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
         if let (Some(formula), false) = (&object.formula, bases.is_empty()) {
-            predicted = predict(formula, object.spec(), index, &object.bases, &bases, bytes.len()).map_err(damaged)?;
+            predicted = predict(formula, object.spec(), index, &object.bases, &bases, out.len()).map_err(damaged)?;
             bases = vec![&predicted];
         }
-        object.plan.decode(index, info.tag, &encoded, &bases, &mut bytes).map_err(damaged)?;
-        Ok(Block { bytes, checked: AtomicBool::new(false) })
+        ENCODED.with_borrow_mut(|encoded| {
+            self.packs.read_block(&object.stored, index, encoded)?;
+            object.plan.decode(index, info.tag, encoded, &bases, out).map_err(damaged)
+        })
     }
 
     fn base_blocks(&self, object: &OpenObject, index: u64, len: usize) -> Result<Vec<BaseBlock>, RepoError> {
@@ -345,12 +374,11 @@ impl FileReader {
         }
         let mut rest = out;
         while !rest.is_empty() {
-            let block = self.repo.block(&object, at / BLOCK)?;
-            let from = (at % BLOCK) as usize;
-            let n = rest.len().min(block.len() - from);
-            rest[..n].copy_from_slice(&block[from..from + n]);
-            at += n as u64;
-            rest = &mut rest[n..];
+            let (index, from) = (at / BLOCK, (at % BLOCK) as usize);
+            let (now, later) = rest.split_at_mut(rest.len().min(block_len(object.length(), index) - from));
+            self.repo.read_block(&object, index, from, now)?;
+            at += now.len() as u64;
+            rest = later;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod journal;
 pub mod pack;
 pub mod packs;
+pub mod plain;
 pub mod root;
 pub mod scan;
 pub mod sim;

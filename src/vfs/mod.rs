@@ -398,6 +398,14 @@ impl<S: Source> Vfs<S> {
         }
     }
 
+    /// Calls `f` with the ordinary file that has an open file's bytes, if there is one.
+    pub fn with_plain<T>(&self, fh: u64, f: impl FnOnce(&std::fs::File) -> Option<T>) -> Option<T> {
+        match &*self.handles.get(fh).ok()? {
+            Handle::File { bytes, .. } => bytes.plain().and_then(f),
+            _ => None,
+        }
+    }
+
     /// Closes a file or directory.
     pub fn release(&self, fh: u64) {
         self.handles.remove(fh);

@@ -1,5 +1,7 @@
 //! The repository as a filesystem's source.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -11,18 +13,21 @@ use crate::repo::Head;
 use crate::repo::RepoError;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
+use crate::repo::keep::{Count, Keeper};
 use crate::repo::read::FileReader;
 
 /// Answers from the engine that this process holds.
 pub struct RepoSource {
     engine: Arc<Engine>,
+    keeper: Option<Arc<Keeper>>,
     /// Of the catalog's present state; made anew after a change.
     charges: Mutex<Option<Arc<Charges>>>,
 }
 
 impl RepoSource {
-    pub fn new(engine: Arc<Engine>) -> RepoSource {
-        RepoSource { engine, charges: Mutex::new(None) }
+    /// `keeper`: the disk cache, where there is one.
+    pub fn new(engine: Arc<Engine>, keeper: Option<Arc<Keeper>>) -> RepoSource {
+        RepoSource { engine, keeper, charges: Mutex::new(None) }
     }
 
     /// To be called after each change of the catalog.
@@ -85,7 +90,15 @@ impl Source for RepoSource {
     }
 
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {
-        told(self.engine.repo.open_file(&entry.recipe)).map(|r| Arc::new(r) as Arc<dyn ReadAt>)
+        let reader = told(self.engine.repo.open_file(&entry.recipe))?;
+        let Some(keeper) = &self.keeper else { return Ok(Arc::new(reader)) };
+        if let Some(file) = keeper.file(entry) {
+            return Ok(Arc::new(Plain { file, reader }));
+        }
+        Ok(match keeper.count(entry) {
+            Some(count) => Arc::new(Counted { reader, count }),
+            None => Arc::new(reader),
+        })
     }
 
     fn statfs_path(&self) -> &Path {
@@ -96,5 +109,38 @@ impl Source for RepoSource {
 impl ReadAt for FileReader {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         told(FileReader::read_at(self, offset, buf))
+    }
+}
+
+/// A file that may be kept plain once it has been read.
+struct Counted {
+    reader: FileReader,
+    count: Arc<Count>,
+}
+
+impl ReadAt for Counted {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        told(self.reader.read_at(offset, buf))?;
+        self.count.add(buf.len() as u64);
+        Ok(())
+    }
+}
+
+/// A file that is kept plain. What cannot be read of it is rebuilt.
+struct Plain {
+    file: File,
+    reader: FileReader,
+}
+
+impl ReadAt for Plain {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.file.read_exact_at(buf, offset).or_else(|e| {
+            log::warn!("a file of the disk cache cannot be read ({e}); it is rebuilt from the store");
+            told(self.reader.read_at(offset, buf))
+        })
+    }
+
+    fn plain(&self) -> Option<&File> {
+        Some(&self.file)
     }
 }

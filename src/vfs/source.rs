@@ -4,6 +4,7 @@
 //! cause before it returns it. Everything that hangs on a version's id is immutable; what `models` and
 //! `versions` say may change between two calls.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,6 +40,11 @@ pub enum ReadError {
 pub trait ReadAt: Send + Sync {
     /// Fills `buf` from `offset` on, or fails. The range lies within the file.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
+
+    /// An ordinary file with the same bytes, if there is one: a kernel that can may read it by itself.
+    fn plain(&self) -> Option<&File> {
+        None
+    }
 }
 
 /// The repository, as far as a filesystem needs it.

@@ -54,6 +54,7 @@ impl Bench {
             .env("HOME", self.path("home"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env_remove("XDG_DATA_HOME")
+            .env_remove("XDG_CACHE_HOME")
             .env_remove("XDG_STATE_HOME")
             .stdin(Stdio::null());
         c
