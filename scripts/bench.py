@@ -315,7 +315,7 @@ def main():
     parser.add_argument("--models", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
-    parser.add_argument("--only", default="import,space", help="one of import,space")
+    parser.add_argument("--only", default="import,space", help="some of import,space")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     parser.add_argument("more", nargs="*", metavar="MODEL_DIR[:PARENT]", help="more models for the rows on space")
     arguments = parser.parse_args()
