@@ -194,7 +194,7 @@ class Bench:
         read_through(self.ours(name))
 
     def rates(self, title, names, goal, before=lambda: None, reader=read_through, rounds=None, **others):
-        """A row in MB/s, our files one after the other beside the plain ones; others: name → its seconds. Gives plain's."""
+        """A row in MB/s, our files one after the other beside the plain ones; others: name → its seconds."""
         say(f"read: {title}")
         contenders = {
             "mgit": lambda: sum(reader(self.ours(n)) for n in names),
