@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import mmap
 import os
 import pathlib
 import platform
@@ -84,9 +83,9 @@ class Mgit:
     def json(self, *arguments):
         return json.loads(self(*arguments, "--json"))
 
-    def mount(self):
+    def mount(self, *options):
         self.mountpoint.mkdir(exist_ok=True)
-        self("mount", self.mountpoint)
+        self("mount", self.mountpoint, *options)
 
     def umount(self):
         with open("/proc/self/mounts") as mounts:
@@ -108,7 +107,10 @@ def import_arguments(directory, name, parent, relation):
 
 class Table:
     def __init__(self):
-        self.rows = []
+        self.rows, self.missing = [], []
+
+    def without(self, figure, why):
+        self.missing.append(f"{figure}: {why}")
 
     def add(self, figure, value, unit, others, goal=None):
         """others: name → value in the same unit. goal: (text, met)."""
@@ -277,114 +279,6 @@ def bench_space(table, arguments, mgit, models):
     table.add("space of the whole repository", repo / 1e6, "MB", {n: v / 1e6 for n, v in totals.items()})
 
 
-# ---- reading
-
-
-def read_through(path):
-    buffer = memoryview(bytearray(PIECE))
-    start = time.perf_counter()
-    with open(path, "rb", buffering=0) as f:
-        while f.readinto(buffer):
-            pass
-    return time.perf_counter() - start
-
-
-def read_mapped(path):
-    buffer = memoryview(bytearray(PIECE))
-    start = time.perf_counter()
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m, memoryview(m) as view:
-        for at in range(0, len(view), PIECE):
-            piece = view[at : at + PIECE]
-            buffer[: len(piece)] = piece
-            piece.release()
-    return time.perf_counter() - start
-
-
-def bench_read(table, arguments, mgit, plain):
-    """Sequentially, 1 MiB at a time, one reader. Cold: an empty page cache and a daemon that has just started."""
-
-    def cold():
-        mgit.umount()
-        forget(mgit.repo, plain)
-        mgit.mount()
-
-    for model, what, also in ((BASE, "base", ""), (TUNED, "fine-tune", ", its base cold too")):
-        theirs = largest_weights(plain / model)
-        ours = mgit.latest(model) / theirs.name
-        raw = theirs.stat().st_size
-
-        for kind, reader in (("read", read_through), ("mmap", read_mapped)):
-            contenders = {"mgit": lambda: reader(ours), "plain": lambda: reader(theirs)}
-            say(f"cold {kind}: {model}")
-            median = contend(arguments.rounds, contenders, before=cold)
-            own, other = (raw / median[n] / 1e6 for n in ("mgit", "plain"))
-            goal = (">= 0.3x", own >= 0.3 * other)
-            table.add(f"cold {kind}, {what}{also}", own, "MB/s", {"plain file, same disk": other}, goal)
-
-            say(f"warm {kind}: {model}")
-            for contender in contenders.values():
-                contender()
-            median = contend(max(arguments.rounds, 15), contenders)
-            own, other = (raw / median[n] / 1e6 for n in ("mgit", "plain"))
-            goal = (">= 0.9x", own >= 0.9 * other)
-            table.add(f"warm {kind}, {what}", own, "MB/s", {"plain file, same disk": other}, goal)
-    mgit.umount()
-
-
-# ---- loading by transformers
-
-LOADER = """
-import json, os, sys, time, warnings
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
-warnings.simplefilter("ignore")
-from transformers import AutoConfig, AutoModel
-directory, config = sys.argv[1:]
-AutoModel.from_config(AutoConfig.from_pretrained(config))  # all code is loaded before the clock starts
-print("ready", flush=True)
-sys.stdin.readline()
-start = time.perf_counter()
-AutoModel.from_pretrained(directory)
-print(time.perf_counter() - start)
-"""
-
-
-def bench_load(table, arguments, mgit, plain, work):
-    """from_pretrained in a fresh process that has imported transformers already."""
-    config = work / "config"
-    config.mkdir()
-    shutil.copy(plain / TUNED / "config.json", config)
-
-    def loader(directory, prepare):
-        def seconds():
-            process = subprocess.Popen(
-                [sys.executable, "-c", LOADER, directory, config], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            process.stdout.readline()
-            prepare()
-            out, _ = process.communicate("go\n")
-            if process.returncode:
-                sys.exit("bench.py: from_pretrained failed (see above)")
-            return float(out)
-
-        return seconds
-
-    def cold():
-        mgit.umount()
-        forget(mgit.repo, plain)
-        mgit.mount()
-
-    mgit.mount()
-    for kind, prepare in (("cold", cold), ("warm", lambda: None)):
-        say(f"{kind} from_pretrained")
-        contenders = {"mgit": loader(mgit.latest(TUNED), prepare), "plain": loader(plain / TUNED, prepare)}
-        if kind == "warm":
-            for contender in contenders.values():
-                contender()
-        median = contend(arguments.rounds, contenders)
-        table.add(f"{kind} from_pretrained, {TUNED}", median["mgit"], "s", {"plain directory": median["plain"]})
-    mgit.umount()
-
-
 # ---- all of it
 
 
@@ -402,13 +296,26 @@ def machine(arguments, work):
     }
 
 
+def report(arguments, about, table):
+    if arguments.json:
+        print(json.dumps({"machine": about, "rows": table.rows, "no_figure": table.missing}, indent=1))
+        return
+    print(", ".join(f"{k} {v}" for k, v in about.items()))
+    print(table)
+    for line in table.missing:
+        print(f"no figure: {line}")
+    goals = [row["goal"]["met"] for row in table.rows if row["goal"]]
+    if goals:
+        print(f"\n{sum(goals)} of {len(goals)} goals met")
+
+
 def main():
     parser = argparse.ArgumentParser(prog="bench.sh")
     parser.add_argument("--mgit", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--models", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
-    parser.add_argument("--only", default="import,space,read,load", help="some of import,space,read,load")
+    parser.add_argument("--only", default="import,space", help="some of import,space")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     parser.add_argument("more", nargs="*", metavar="MODEL_DIR[:PARENT]", help="more models for the rows on space")
     arguments = parser.parse_args()
@@ -427,34 +334,14 @@ def main():
     with contextlib.ExitStack() as stack:
         work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=arguments.dir))
         stack.callback(shutil.rmtree, work)
-        mgit = Mgit(arguments.mgit, work / "repo", work / "mount")
-        stack.callback(mgit.umount)
         table = Table()
         if "import" in only:
             bench_import(table, arguments, work)
-        run(arguments.mgit, "init", work / "repo")
         if "space" in only:
-            bench_space(table, arguments, mgit, models)
-        else:
-            for model in models[:2]:
-                mgit(*import_arguments(*model))
-        plain = work / "plain"
-        for model in (BASE, TUNED):
-            shutil.copytree(arguments.models / model, plain / model)
-        if "read" in only:
-            bench_read(table, arguments, mgit, plain)
-        if "load" in only:
-            bench_load(table, arguments, mgit, plain, work)
+            run(arguments.mgit, "init", work / "repo")
+            bench_space(table, arguments, Mgit(arguments.mgit, work / "repo", None), models)
         about = machine(arguments, work)
-
-    if arguments.json:
-        print(json.dumps({"machine": about, "rows": table.rows}, indent=1))
-    else:
-        print(", ".join(f"{k} {v}" for k, v in about.items()))
-        print(table)
-        goals = [row["goal"]["met"] for row in table.rows if row["goal"]]
-        if goals:
-            print(f"\n{sum(goals)} of {len(goals)} goals met")
+    report(arguments, about, table)
 
 
 if __name__ == "__main__":

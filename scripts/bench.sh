@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Figures: mgit beside what one would use instead, measured interleaved in one run. A missed goal is said, not failed.
-#   scripts/bench.sh [--rounds N] [--only import,space,read,load] [--dir DIR] [--json] [MODEL_DIR[:PARENT]]…
+#   scripts/bench.sh [--rounds N] [--only import,space] [--dir DIR] [--json] [MODEL_DIR[:PARENT]]…
 # A MODEL_DIR is one more model to import; PARENT names what it came from, for instance all-minilm-l6-v2.
 #   scripts/bench.sh codec [--only MODEL,…] [--peers zipnn,lmzip,z4ai] [--all] [--json] [DIR…]
 # What each model of a lineage costs, its parents being there. A DIR is a folder whose lineage.json names them, or
 # MODEL_DIR:PARENT,…; without one, the lineages that lineage_cases.py makes (--all: those as well).
+#   scripts/bench.sh read [--rounds N] [--only ROW,…] [--json] [--dir DIR] [--many N]
+# Reading through a mount beside the plain file on the same disk: cold, warm, held to 300 MB/s, mapped, loaded, at
+# random, by many at once. --help names the rows.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -31,15 +34,25 @@ codec() {
         --models "$MODELS" --missing "$missing" --dir "$CACHE" "$@"
 }
 
-if [ "${1:-}" = codec ]; then
-    shift
-    codec "$@"
-fi
+reading() {
+    {
+        need_fuse
+        build_release
+        get_models
+        peers lmzip==1.3.0
+    } >&2
+    export PYTHONDONTWRITEBYTECODE=1
+    exec "$PYTHON" "$ROOT/scripts/bench_read.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
+}
+
+case ${1:-} in
+    codec) shift && codec "$@" ;;
+    read) shift && reading "$@" ;;
+esac
 
 # Only the table, or the JSON, is for standard output.
 {
     need zstd
-    need_fuse
     build_release
     get_models
     python_alone zipnn==0.5.4
