@@ -27,6 +27,8 @@ use crate::repo::{Repo, RepoError};
 pub const MAX_LINE: u64 = 256 << 20;
 /// How long a command waits for another one that holds the repository.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a daemon may take to say who it is.
+const HELLO: Duration = Duration::from_secs(5);
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -264,13 +266,13 @@ impl Session {
     }
 }
 
-/// A daemon that answers, and where it mounts. One that is just ending does not.
+/// A daemon that answers, and where it mounts. One that is just ending, or hangs, does not.
 fn connect(socket: &Path) -> Option<(BufReader<UnixStream>, Option<PathBuf>)> {
     let mut stream = BufReader::new(UnixStream::connect(socket).ok()?);
-    match ask(&mut stream, &Request::Hello).ok()? {
-        Response::Hello { mountpoint } => Some((stream, mountpoint)),
-        _ => None,
-    }
+    stream.get_ref().set_read_timeout(Some(HELLO)).ok()?;
+    let Response::Hello { mountpoint } = ask(&mut stream, &Request::Hello).ok()? else { return None };
+    stream.get_ref().set_read_timeout(None).ok()?;
+    Some((stream, mountpoint))
 }
 
 /// A connection to the daemon of a mount.

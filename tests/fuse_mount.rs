@@ -323,18 +323,11 @@ fn damage_is_eio_and_the_rest_goes_on() {
 struct Panics(Fake);
 
 impl Source for Panics {
-    fn models(&self) -> Result<Vec<mgit::model::name::ModelName>, ReadError> {
+    fn models(&self) -> Result<Arc<Vec<mgit::model::name::ModelName>>, ReadError> {
         self.0.models()
     }
-    fn versions(&self, m: &mgit::model::name::ModelName) -> Result<Vec<Version>, ReadError> {
+    fn versions(&self, m: &mgit::model::name::ModelName) -> Result<Arc<Vec<Version>>, ReadError> {
         self.0.versions(m)
-    }
-    fn version(
-        &self,
-        m: &mgit::model::name::ModelName,
-        v: &mgit::model::name::VersionName,
-    ) -> Result<Option<Version>, ReadError> {
-        self.0.version(m, v)
     }
     fn record(&self, id: &mgit::model::id::Id) -> Result<Arc<mgit::model::record::VersionRecord>, ReadError> {
         self.0.record(id)

@@ -19,6 +19,7 @@ mod stats;
 mod umount;
 mod verify;
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,6 +64,9 @@ pub(crate) struct Global {
     /// Print JSON for machines
     #[arg(long, global = true)]
     json: bool,
+    /// Once it has been opened.
+    #[arg(skip)]
+    opened: OnceCell<Arc<Repo>>,
 }
 
 #[derive(Subcommand)]
@@ -97,7 +101,13 @@ impl Global {
     }
 
     fn open(&self) -> Result<Arc<Repo>> {
-        self.open_with_cache(DEFAULT_CACHE)
+        match self.opened.get() {
+            Some(repo) => Ok(repo.clone()),
+            None => {
+                let repo = self.open_with_cache(DEFAULT_CACHE)?;
+                Ok(self.opened.get_or_init(|| repo).clone())
+            }
+        }
     }
 
     fn open_with_cache(&self, bytes: u64) -> Result<Arc<Repo>> {

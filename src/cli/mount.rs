@@ -75,7 +75,7 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
     let keeper = (keep > 0).then(|| Keeper::start(repo.clone(), keep)).transpose()?;
     let vfs = Arc::new(Vfs::new(RepoSource::new(engine.clone(), keeper.clone())));
     let told = vfs.clone();
-    engine.on_change(Box::new(move |_| told.source().changed()));
+    engine.on_change(Box::new(move |events| told.source().changed(events)));
     let options = MountOptions { allow_other: a.allow_other, ..MountOptions::default() };
     let mounted = mount::mount(vfs, &a.mountpoint, &options)?;
     let mountpoint = mounted.mountpoint().to_owned();

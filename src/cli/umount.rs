@@ -18,8 +18,12 @@ pub struct Args {
 }
 
 pub fn run(_: &Global, a: &Args) -> Result<ExitCode> {
+    if a.lazy {
+        mount::unmount(&a.mountpoint, true)?; // Its daemon may hang, and goes on while files are open.
+        return Ok(ExitCode::SUCCESS);
+    }
     let daemon = a.mountpoint.canonicalize().ok().and_then(|at| control::daemon_of(&at));
-    mount::unmount(&a.mountpoint, a.lazy)?;
+    mount::unmount(&a.mountpoint, false)?;
     if let Some(daemon) = daemon {
         daemon.wait_for_end();
     }

@@ -5,7 +5,7 @@
 //! brought them, whose pack they lie in: only where that version is gone do all others have to be looked at.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::{Head, Repo, RepoError};
 use crate::model::id::Id;
@@ -21,13 +21,33 @@ pub struct Charges {
     by_id: HashMap<Id, usize>,
     /// Objects and recipes in packs of the departed → place of the oldest living version that uses them.
     orphans: OnceLock<HashMap<Id, usize>>,
+    /// Answers so far.
+    known: Mutex<HashMap<Id, Arc<Vec<u64>>>>,
 }
+
+/// Versions whose answers are held.
+const MAX_KNOWN: usize = 1 << 14;
 
 impl Charges {
     pub fn new(repo: Arc<Repo>, living: Vec<Head>) -> Charges {
         let by_pack = living.iter().enumerate().map(|(i, h)| (h.pack.clone(), i)).collect();
         let by_id = living.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
-        Charges { repo, living, by_pack, by_id, orphans: OnceLock::new() }
+        Charges { repo, living, by_pack, by_id, orphans: OnceLock::new(), known: Mutex::default() }
+    }
+
+    /// As [`Charges::of`], remembered.
+    pub fn of_version(&self, id: &Id) -> Result<Arc<Vec<u64>>, RepoError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(charges) = known().get(id) {
+            return Ok(charges.clone());
+        }
+        let charges = Arc::new(self.of(id, &self.repo.record(id)?)?);
+        let mut known = known();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(*id, charges.clone());
+        Ok(charges)
     }
 
     /// Bytes that each file of the version is charged, in the record's order.

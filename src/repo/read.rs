@@ -166,7 +166,7 @@ pub(super) struct Caches {
 }
 
 /// Bytes that opened objects may hold.
-const OBJECT_CACHE: u64 = 64 << 20;
+const OBJECT_CACHE: u64 = 40 << 20;
 
 impl Caches {
     pub fn new(bytes: u64) -> Caches {

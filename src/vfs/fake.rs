@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::source::{ReadAt, ReadError, Source, Version};
 use crate::model::id::Id;
-use crate::model::name::{ModelName, VersionName};
+use crate::model::name::ModelName;
 use crate::model::record::{EntryKind, FileEntry, VersionRecord};
 
 /// A file of pattern bytes: as fast as memory, of any size, without holding it. See [`pattern`].
@@ -155,16 +155,12 @@ impl Fake {
 }
 
 impl Source for Fake {
-    fn models(&self) -> Result<Vec<ModelName>, ReadError> {
-        Ok(self.state.read().unwrap().versions.keys().cloned().collect())
+    fn models(&self) -> Result<Arc<Vec<ModelName>>, ReadError> {
+        Ok(Arc::new(self.state.read().unwrap().versions.keys().cloned().collect()))
     }
 
-    fn versions(&self, model: &ModelName) -> Result<Vec<Version>, ReadError> {
-        Ok(self.state.read().unwrap().versions.get(model).cloned().unwrap_or_default())
-    }
-
-    fn version(&self, model: &ModelName, version: &VersionName) -> Result<Option<Version>, ReadError> {
-        Ok(self.versions(model)?.into_iter().find(|v| v.version == *version))
+    fn versions(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, ReadError> {
+        Ok(Arc::new(self.state.read().unwrap().versions.get(model).cloned().unwrap_or_default()))
     }
 
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError> {

@@ -230,9 +230,9 @@ impl<S: Source> Vfs<S> {
             }
             Node::Latest(model.clone())
         } else {
-            let Ok(name) = name.parse() else { return Ok(None) };
-            let Some(version) = self.source.version(model, &name)? else { return Ok(None) };
-            Node::Inside(Arc::new(version), 0)
+            let versions = self.source.versions(model)?;
+            let Some(version) = versions.iter().find(|v| v.version.as_str() == name) else { return Ok(None) };
+            Node::Inside(Arc::new(version.clone()), 0)
         };
         let hash = self.hash_of(&node);
         Ok(Some((node, hash)))
@@ -314,7 +314,7 @@ impl<S: Source> Vfs<S> {
     }
 
     fn newest(&self, model: &ModelName) -> Result<Version, VfsError> {
-        self.source.versions(model)?.pop().ok_or(VfsError::NotFound)
+        self.source.versions(model)?.last().cloned().ok_or(VfsError::NotFound)
     }
 
     fn tree(&self, version: &Arc<Version>) -> Result<Arc<Tree>, VfsError> {
@@ -432,12 +432,14 @@ impl<S: Source> Vfs<S> {
         let listed = |name: String, node: Node| Listed { name, hash: self.hash_of(&node), node };
         Ok(match node {
             Node::Root => vec![listed("models".to_owned(), Node::Models)],
-            Node::Models => self.source.models()?.into_iter().map(|m| listed(m.dir_name(), Node::Model(m))).collect(),
+            Node::Models => {
+                self.source.models()?.iter().map(|m| listed(m.dir_name(), Node::Model(m.clone()))).collect()
+            }
             Node::Model(model) => {
                 let versions = self.source.versions(model)?;
                 let latest = (!versions.is_empty()).then(|| listed("latest".to_owned(), Node::Latest(model.clone())));
-                let version = |v: Version| listed(v.version.to_string(), Node::Inside(Arc::new(v), 0));
-                versions.into_iter().map(version).chain(latest).collect()
+                let version = |v: &Version| listed(v.version.to_string(), Node::Inside(Arc::new(v.clone()), 0));
+                versions.iter().map(version).chain(latest).collect()
             }
             Node::Latest(_) | Node::Inside(..) => return Err(VfsError::NotDir),
         })

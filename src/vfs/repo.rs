@@ -1,13 +1,15 @@
 //! The repository as a filesystem's source.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::source::{ReadAt, ReadError, Source, Version};
+use crate::model::event::Event;
 use crate::model::id::Id;
-use crate::model::name::{ModelName, VersionName};
+use crate::model::name::ModelName;
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
 use crate::repo::RepoError;
@@ -16,31 +18,88 @@ use crate::repo::engine::{Engine, label};
 use crate::repo::keep::{Count, Keeper};
 use crate::repo::read::FileReader;
 
+/// Models whose versions are held in memory.
+const MAX_MODELS: usize = 1 << 16;
+
+/// What the catalog said last, until it changes.
+#[derive(Default)]
+struct Memo {
+    /// Rises with each change: what was asked before it is not remembered after it.
+    changes: u64,
+    models: Option<Arc<Vec<ModelName>>>,
+    versions: HashMap<ModelName, Arc<Vec<Version>>>,
+    charges: Option<Arc<Charges>>,
+}
+
 /// Answers from the engine that this process holds.
 pub struct RepoSource {
     engine: Arc<Engine>,
     keeper: Option<Arc<Keeper>>,
-    /// Of the catalog's present state; made anew after a change.
-    charges: Mutex<Option<Arc<Charges>>>,
+    memo: Mutex<Memo>,
 }
 
 impl RepoSource {
     /// `keeper`: the disk cache, where there is one.
     pub fn new(engine: Arc<Engine>, keeper: Option<Arc<Keeper>>) -> RepoSource {
-        RepoSource { engine, keeper, charges: Mutex::new(None) }
+        RepoSource { engine, keeper, memo: Mutex::default() }
     }
 
     /// To be called after each change of the catalog.
-    pub fn changed(&self) {
-        *self.charges.lock().unwrap_or_else(|e| e.into_inner()) = None;
+    pub fn changed(&self, events: &[Event]) {
+        let mut memo = self.memo();
+        memo.changes += 1;
+        (memo.models, memo.charges) = (None, None);
+        for event in events {
+            match event {
+                Event::Commit { model, .. } | Event::Remove { model, .. } => drop(memo.versions.remove(model)),
+                _ => {}
+            }
+        }
+    }
+
+    /// What `get` finds in the memo, else what `ask` says, which `put` then writes there.
+    fn remembered<T: Clone>(
+        &self,
+        get: impl Fn(&Memo) -> Option<T>,
+        ask: impl FnOnce() -> Result<T, RepoError>,
+        put: impl FnOnce(&mut Memo, T),
+    ) -> Result<T, RepoError> {
+        let before = {
+            let memo = self.memo();
+            if let Some(known) = get(&memo) {
+                return Ok(known);
+            }
+            memo.changes
+        };
+        let answer = ask()?;
+        let mut memo = self.memo();
+        if memo.changes == before {
+            put(&mut memo, answer.clone());
+        }
+        Ok(answer)
     }
 
     fn charges(&self) -> Result<Arc<Charges>, RepoError> {
-        let mut slot = self.charges.lock().unwrap_or_else(|e| e.into_inner());
-        if slot.is_none() {
-            *slot = Some(Arc::new(Charges::new(self.engine.repo.clone(), self.engine.catalog().all()?)));
-        }
-        Ok(slot.clone().expect("just made"))
+        let all = || Ok(Arc::new(Charges::new(self.engine.repo.clone(), self.engine.catalog().all()?)));
+        self.remembered(|m| m.charges.clone(), all, |m, charges| m.charges = Some(charges))
+    }
+
+    fn living(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, RepoError> {
+        let ask = || Ok(Arc::new(self.engine.catalog().versions(model)?.into_iter().map(version).collect::<Vec<_>>()));
+        let put = |memo: &mut Memo, found: Arc<Vec<Version>>| {
+            if found.is_empty() {
+                return; // Any name can be asked for.
+            }
+            if memo.versions.len() >= MAX_MODELS {
+                memo.versions.clear();
+            }
+            memo.versions.insert(model.clone(), found);
+        };
+        self.remembered(|m| m.versions.get(model).cloned(), ask, put)
+    }
+
+    fn memo(&self) -> MutexGuard<'_, Memo> {
+        self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,18 +116,13 @@ fn version(head: Head) -> Version {
 }
 
 impl Source for RepoSource {
-    fn models(&self) -> Result<Vec<ModelName>, ReadError> {
-        told(self.engine.catalog().models().map_err(Into::into))
+    fn models(&self) -> Result<Arc<Vec<ModelName>>, ReadError> {
+        let all = || Ok(Arc::new(self.engine.catalog().models()?));
+        told(self.remembered(|m| m.models.clone(), all, |m, models| m.models = Some(models)))
     }
 
-    fn versions(&self, model: &ModelName) -> Result<Vec<Version>, ReadError> {
-        let heads = told(self.engine.catalog().versions(model).map_err(Into::into))?;
-        Ok(heads.into_iter().map(version).collect())
-    }
-
-    fn version(&self, model: &ModelName, name: &VersionName) -> Result<Option<Version>, ReadError> {
-        let head = told(self.engine.catalog().find(model, name).map_err(Into::into))?;
-        Ok(head.map(version))
+    fn versions(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, ReadError> {
+        told(self.living(model))
     }
 
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError> {
@@ -76,8 +130,7 @@ impl Source for RepoSource {
     }
 
     fn stored_bytes(&self, id: &Id) -> Result<Arc<Vec<u64>>, ReadError> {
-        let of = || self.charges()?.of(id, &self.engine.repo.record(id)?);
-        told(of()).map(Arc::new)
+        told(self.charges().and_then(|charges| charges.of_version(id)))
     }
 
     fn parents_text(&self, id: &Id) -> Result<String, ReadError> {

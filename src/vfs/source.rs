@@ -50,11 +50,9 @@ pub trait ReadAt: Send + Sync {
 /// The repository, as far as a filesystem needs it.
 pub trait Source: Send + Sync + 'static {
     /// Every model with a living version, sorted.
-    fn models(&self) -> Result<Vec<ModelName>, ReadError>;
+    fn models(&self) -> Result<Arc<Vec<ModelName>>, ReadError>;
     /// The model's living versions in commit order; the last is `latest`. None for an unknown model.
-    fn versions(&self, model: &ModelName) -> Result<Vec<Version>, ReadError>;
-    /// One living version.
-    fn version(&self, model: &ModelName, version: &VersionName) -> Result<Option<Version>, ReadError>;
+    fn versions(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, ReadError>;
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError>;
     /// For each file of the record, in order: the bytes that it is charged in the store. May change when
     /// other versions go.

@@ -3,7 +3,7 @@
 //! A node is 32 bytes and borrows its name from the record. A directory's children lie side by side,
 //! sorted by name. Place 0 is the version's own directory. The same record always gives the same places.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use super::node::{Hash, path_identity};
 use super::source::{Source, Version};
 use super::{VfsError, locked};
+use crate::model::id::Id;
 use crate::model::record::{EntryKind, FileEntry, VersionRecord};
 
 /// Places that one version may have.
 const MAX_PLACES: usize = 1 << 22;
-/// Trees kept, and the places of all of them together (one tree is kept whatever its size).
-const KEPT_TREES: usize = 64;
-const KEPT_PLACES: usize = 1 << 20;
+/// Places of all trees that are kept, with their records about 20 MiB. One tree is kept whatever its size.
+const KEPT_PLACES: usize = 1 << 16;
 /// How long an answer of [`Source::stored_bytes`] is believed.
 const STORED_FOR: Duration = Duration::from_secs(2);
 
@@ -183,41 +183,71 @@ fn shared(files: &[FileEntry], prefix: &str) -> u32 {
 
 /// The trees used last.
 #[derive(Default)]
-pub(super) struct Trees(Mutex<Vec<Arc<Tree>>>);
+pub(super) struct Trees(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// And when each was used.
+    trees: HashMap<Id, (Arc<Tree>, u64)>,
+    uses: u64,
+    places: usize,
+}
 
 impl Trees {
     /// The tree of `version`, from memory or built from its record.
     pub fn get(&self, version: &Arc<Version>, source: &impl Source, hash: Hash) -> Result<Arc<Tree>, VfsError> {
-        if let Some(tree) = self.recent(version) {
+        if let Some(tree) = locked(self.0.lock()).recent(&version.id) {
             return Ok(tree);
         }
         let tree = Arc::new(Tree::build(version.clone(), source.record(&version.id)?, hash)?);
-        let mut trees = locked(self.0.lock());
-        trees.push(tree.clone());
-        let mut places: usize = trees.iter().map(|t| t.places.len()).sum();
-        while trees.len() > 1 && (trees.len() > KEPT_TREES || places > KEPT_PLACES) {
-            places -= trees.remove(0).places.len();
-        }
+        locked(self.0.lock()).keep(tree.clone());
         Ok(tree)
     }
 
     /// How many are kept.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        locked(self.0.lock()).len()
+        locked(self.0.lock()).trees.len()
     }
 
     #[cfg(test)]
     pub fn forget_all(&self) {
-        locked(self.0.lock()).clear();
+        *locked(self.0.lock()) = Kept::default();
+    }
+}
+
+impl Kept {
+    fn recent(&mut self, id: &Id) -> Option<Arc<Tree>> {
+        self.uses += 1;
+        let (tree, used) = self.trees.get_mut(id)?;
+        *used = self.uses;
+        Some(tree.clone())
     }
 
-    fn recent(&self, version: &Version) -> Option<Arc<Tree>> {
-        let mut trees = locked(self.0.lock());
-        let at = trees.iter().rposition(|t| t.version.id == version.id)?;
-        let tree = trees.remove(at);
-        trees.push(tree.clone());
-        Some(tree)
+    fn keep(&mut self, tree: Arc<Tree>) {
+        self.uses += 1;
+        self.places += tree.places.len();
+        if let Some((old, _)) = self.trees.insert(tree.version.id, (tree, self.uses)) {
+            self.places -= old.places.len();
+        }
+        if self.places > KEPT_PLACES {
+            self.shrink();
+        }
+    }
+
+    /// Lets go of the least recently used, down to three quarters: not one search for each that comes.
+    fn shrink(&mut self) {
+        let mut by_use: Vec<(u64, Id)> = self.trees.iter().map(|(id, (_, used))| (*used, *id)).collect();
+        by_use.sort_unstable();
+        by_use.pop(); // The last used stays.
+        for (_, id) in by_use {
+            if self.places <= KEPT_PLACES / 4 * 3 {
+                break;
+            }
+            if let Some((old, _)) = self.trees.remove(&id) {
+                self.places -= old.places.len();
+            }
+        }
     }
 }
 
@@ -258,6 +288,40 @@ mod tests {
         assert_eq!(names, ["a", "a-b", "a.txt", "b", "é"]);
         assert_eq!(t.find(t.find(0, "b").unwrap().unwrap(), "x"), Err(VfsError::NotDir));
         assert_eq!(t.name(1000), Err(VfsError::Stale));
+    }
+
+    #[test]
+    fn the_trees_used_last_are_kept() {
+        let mut kept = Kept::default();
+        let mut number = 0u64;
+        let mut new = |places: usize| {
+            number += 1;
+            let mut tree = tree(&["a"]).unwrap();
+            tree.version = Arc::new(Version { id: Id::of(&number.to_le_bytes()), ..(*tree.version).clone() });
+            let id = tree.version.id;
+            tree.places.resize_with(places, || Place {
+                entry: 0,
+                parent: 0,
+                name: 0..0,
+                children: 0..0,
+                is_dir: false,
+                hash: 0,
+            });
+            (id, Arc::new(tree))
+        };
+        let (first, tree) = new(KEPT_PLACES / 8);
+        kept.keep(tree);
+        for _ in 0..100 {
+            assert!(kept.recent(&first).is_some(), "used again and again");
+            let (id, tree) = new(KEPT_PLACES / 8);
+            kept.keep(tree);
+            assert!(kept.places <= KEPT_PLACES && kept.trees.contains_key(&id));
+        }
+        let (large, tree) = new(2 * KEPT_PLACES);
+        kept.recent(&first);
+        kept.keep(tree);
+        assert!(kept.recent(&large).is_some() && kept.trees.len() == 1, "one is kept whatever its size");
+        assert_eq!(kept.places, 2 * KEPT_PLACES);
     }
 
     #[test]
