@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -98,7 +98,7 @@ fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
         Some(name) => new_name(name)?,
         None => default_name(&a.path)?,
     };
-    let value = import(g, a, &a.path, name, !g.json)?;
+    let value = import(&mut Turn::new(g)?, a, &a.path, name, !g.json)?;
     if g.json {
         out::print_json(&value)?;
     }
@@ -126,8 +126,9 @@ fn run_each(g: &Global, a: &Args) -> Result<ExitCode> {
         bail!("{}: no model directory below it", a.path.display());
     }
     let (mut imported, mut failed, mut known) = (vec![], vec![], vec![]);
+    let mut turn = Turn::new(g)?;
     for (path, name) in found {
-        match import_unless_known(g, a, &path, &name) {
+        match import_unless_known(&mut turn, a, &path, &name, !g.json) {
             Ok(Some(value)) => imported.push(value),
             Ok(None) => known.push(path),
             Err(e) if matches!(e.downcast_ref(), Some(RepoError::Interrupted)) => return Err(e),
@@ -147,17 +148,54 @@ fn run_each(g: &Global, a: &Args) -> Result<ExitCode> {
 }
 
 /// `None` when the model's newest version holds the same files: running `--each` again adds nothing.
-fn import_unless_known(g: &Global, a: &Args, path: &Path, name: &str) -> Result<Option<Value>> {
+fn import_unless_known(turn: &mut Turn, a: &Args, path: &Path, name: &str, tell: bool) -> Result<Option<Value>> {
     let name: VersionRef = name.parse()?;
-    let (repo, mut session) = g.session()?;
-    let newest = session.call(Request::Resolve(name.clone()));
-    drop(session);
-    if let Ok(Response::Head(head)) = newest
-        && same_files(&repo, &head.id, path)?
-    {
-        return Ok(None);
+    let newest = turn.session()?.call(Request::Resolve(name.clone()));
+    if let Ok(Response::Head(head)) = newest {
+        turn.work(path)?;
+        if same_files(&turn.repo, &head.id, path)? {
+            return Ok(None);
+        }
     }
-    import(g, a, path, name, !g.json).map(Some)
+    import(turn, a, path, name, tell).map(Some)
+}
+
+/// The say over the catalog. It is kept from one small model to the next, for opening the catalog takes longer than
+/// they do; but only for a moment, then whoever waits gets it.
+struct Turn {
+    repo: Arc<Repo>,
+    held: Option<(Session, Instant)>,
+}
+
+impl Turn {
+    /// How long it is kept, and how long it is then left to others, who try each 20 ms.
+    const KEPT: Duration = Duration::from_secs(1);
+    const LEFT: Duration = Duration::from_millis(50);
+    /// Models with more bytes are read and encoded without it.
+    const SMALL: u64 = 4 << 20;
+
+    fn new(g: &Global) -> Result<Turn> {
+        Ok(Turn { repo: g.open()?, held: None })
+    }
+
+    fn session(&mut self) -> Result<&mut Session> {
+        if self.held.as_ref().is_some_and(|(_, since)| since.elapsed() > Turn::KEPT) {
+            self.held = None;
+            std::thread::sleep(Turn::LEFT);
+        }
+        if self.held.is_none() {
+            self.held = Some((Session::open(&self.repo)?, Instant::now()));
+        }
+        Ok(&mut self.held.as_mut().expect("just opened").0)
+    }
+
+    /// To be called before work on all of a model.
+    fn work(&mut self, path: &Path) -> Result<()> {
+        if walk::bytes(&walk::find(path)?) > Turn::SMALL {
+            self.held = None;
+        }
+        Ok(())
+    }
 }
 
 fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
@@ -181,12 +219,11 @@ fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn import(g: &Global, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
+fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
     let start = Instant::now();
-    let (repo, mut session) = g.session()?;
-    refuse_own_mount(&mut session, path)?;
-    let place = resolve(&mut session, a, &name)?;
-    drop(session); // The encoding is not the catalog's business.
+    refuse_own_mount(turn.session()?, path)?;
+    let place = resolve(turn.session()?, a, &name)?;
+    turn.work(path)?;
     let spec = ImportSpec {
         path: path.to_owned(),
         model: name.model.clone(),
@@ -202,9 +239,9 @@ fn import(g: &Global, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Re
         },
     };
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
-    let prepared = prepare(&repo, &spec, &bar)?;
+    let prepared = prepare(&turn.repo, &spec, &bar)?;
     bar.done();
-    let prepared = publish(&repo, prepared, name.version.is_none())?;
+    let prepared = publish(turn, prepared, name.version.is_none())?;
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;
@@ -258,14 +295,13 @@ fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
 }
 
 /// Makes the version visible; under the next free name when a default one was taken meanwhile.
-fn publish(repo: &Arc<Repo>, mut prepared: Prepared, default_name: bool) -> Result<Prepared> {
+fn publish(turn: &mut Turn, mut prepared: Prepared, default_name: bool) -> Result<Prepared> {
     for _ in 0..100 {
-        let mut session = Session::open(repo)?;
+        let session = turn.session()?;
         let (model, version) = (prepared.record.model.clone(), prepared.record.version.clone());
         if default_name && session.call(Request::CheckName(model.clone(), version)).is_err() {
             let next = ask!(session, Request::NextName(model), Response::Name(v) => v)?;
-            drop(session);
-            prepared = rename_prepared(repo, prepared, next)?;
+            prepared = rename_prepared(&turn.repo, prepared, next)?;
             continue;
         }
         ask!(session, Request::Publish(prepared.event()), Response::Head(h) => h)?;

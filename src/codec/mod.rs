@@ -81,6 +81,9 @@ pub fn portable_only(on: bool) {
     PORTABLE_ONLY.store(on, Ordering::Relaxed);
 }
 
+/// A tensor of fewer bytes cannot pay for tables of its own.
+const TINY: usize = 128;
+
 /// How long to look for a smaller encoding. Decoding speed hardly depends on it, correctness never.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Effort {
@@ -165,7 +168,8 @@ impl Plan {
     /// length as the block). No bases: solo. Sixteen, spread over the tensor, are enough.
     pub fn choose(spec: Spec, effort: Effort, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
         let mut plan = Plan::prior(spec, effort);
-        if residual::applies(spec) {
+        let bytes: usize = samples.iter().map(|s| s.0.len()).sum();
+        if residual::applies(spec) && bytes >= TINY {
             plan.learn(samples);
             plan.typical = plan.survey(samples);
         }

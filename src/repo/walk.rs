@@ -30,6 +30,15 @@ const MAX_DEPTH: usize = 64;
 /// Most entries of one version.
 const MAX_ENTRIES: usize = 1_000_000;
 
+/// Bytes of all files.
+pub fn bytes(found: &[Found]) -> u64 {
+    let of = |f: &Found| match f {
+        Found::File { bytes, .. } => *bytes,
+        Found::EmptyDirectory { .. } => 0,
+    };
+    found.iter().map(of).sum()
+}
+
 /// The files at `path`, sorted by name: one safetensors file, or all below a directory.
 pub fn find(path: &Path) -> Result<Vec<Found>, RepoError> {
     let meta = fs::metadata(path).map_err(|e| RepoError::file(path, e))?;

@@ -204,12 +204,6 @@ impl Trees {
         Ok(tree)
     }
 
-    /// How many are kept.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        locked(self.0.lock()).trees.len()
-    }
-
     #[cfg(test)]
     pub fn forget_all(&self) {
         *locked(self.0.lock()) = Kept::default();
