@@ -18,19 +18,21 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackgroundSession, BackingId, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
 use passthrough::Modes;
 
-use crate::vfs::{Attr, BLOCK_SIZE, Entry, Found, Kind, MAX_READ, Opened, Source, Vfs, VfsError, Xattr};
+use crate::vfs::{Attr, BLOCK_SIZE, Entry, Found, Kind, MAX_READ, Opened, Source, Stale, Vfs, VfsError, Xattr};
 
 /// Requests that the kernel may have under way beside those a caller waits for (readahead).
 const MAX_BACKGROUND: u16 = 64;
 const CONGESTED: u16 = 48;
+/// Nothing is written, so a close has nothing to flush.
+const NOFLUSH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 /// The kernel's largest request (`fs.fuse.max_pages_limit`).
 const MAX_REQUEST: u32 = 1 << 20;
 
@@ -38,9 +40,32 @@ const MAX_REQUEST: u32 = 1 << 20;
 pub struct Served(BackgroundSession);
 
 impl Served {
+    /// A way to tell the kernel what it may no longer believe.
+    pub fn teller(&self) -> Teller {
+        Teller(self.0.notifier())
+    }
+
     /// Waits for the end of the session.
     pub fn join(self) -> io::Result<()> {
         self.0.join()
+    }
+}
+
+/// Tells the kernel what it may no longer believe.
+#[derive(Clone)]
+pub struct Teller(Notifier);
+
+impl Teller {
+    /// May wait for requests under way in the same directory: not to be called by what answers them.
+    pub fn tell(&self, stale: &[Stale]) {
+        for s in stale {
+            // An error: the kernel does not know it, or the mount has ended.
+            let _ = match s {
+                Stale::Name { parent, name } => self.0.inval_entry(INodeNo(*parent), OsStr::new(name)),
+                // A negative offset leaves the pages alone: waiting for one could wait for ourselves.
+                Stale::Attr(ino) => self.0.inval_inode(INodeNo(*ino), -1, 0),
+            };
+        }
     }
 }
 
@@ -117,9 +142,10 @@ fn nothing() -> FileAttr {
     file_attr(&Attr { ino: 0, kind: Kind::File, size: 0, blocks: 0, time, mode, nlink: 0, uid: 0, gid: 0 })
 }
 
-fn opened(result: Result<Opened, Errno>, cached: FopenFlags, reply: ReplyOpen) {
+fn opened(result: Result<Opened, Errno>, flags: FopenFlags, reply: ReplyOpen) {
+    let kept = |o: &Opened| if o.unchanged { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
     match result {
-        Ok(o) => reply.opened(FileHandle(o.fh), if o.immutable { cached } else { FopenFlags::empty() }),
+        Ok(o) => reply.opened(FileHandle(o.fh), flags | kept(&o)),
         Err(e) => reply.error(e),
     }
 }
@@ -181,6 +207,7 @@ impl<S: Source> Filesystem for Fuse<S> {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_PASSTHROUGH,
+            InitFlags::FUSE_CACHE_SYMLINKS, // each leads to one place for good
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -229,14 +256,13 @@ impl<S: Source> Filesystem for Fuse<S> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         let file = guarded(|| self.vfs.open(ino.0, flags.0));
-        let Ok(Opened { fh, .. }) = file else { return opened(file, cached, reply) };
+        let Ok(Opened { fh, .. }) = file else { return opened(file, NOFLUSH, reply) };
         // Fails where the kernel cannot, or may not for this process: then it asks us for each read.
         let backing = || self.vfs.with_plain(fh, |plain| reply.open_backing(plain).ok());
         match self.modes.open(ino.0, backing) {
-            Some(id) => reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, &id),
-            None => opened(file, cached, reply),
+            Some(id) => reply.opened_passthrough(FileHandle(fh), NOFLUSH, &id),
+            None => opened(file, NOFLUSH, reply),
         }
     }
 
@@ -277,8 +303,7 @@ impl<S: Source> Filesystem for Fuse<S> {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        opened(guarded(|| self.vfs.opendir(ino.0)), cached, reply);
+        opened(guarded(|| self.vfs.opendir(ino.0)), FopenFlags::FOPEN_CACHE_DIR, reply);
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

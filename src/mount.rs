@@ -21,15 +21,18 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
-use crate::fuse;
+use crate::fuse::{self, Teller};
 use crate::model::id::path_tag;
-use crate::vfs::{Source, Vfs};
+use crate::vfs::{Source, Stale, Vfs};
 
 /// What a mount is called in `findmnt -t fuse.mgit`.
 const SUBTYPE: &str = "mgit";
 /// Readahead of a mount in KiB, where this process may set it.
 const READ_AHEAD_KB: &str = "4096";
+/// How long an answer may take from here into the kernel.
+const ON_THE_WAY: Duration = Duration::from_millis(100);
 /// The variable that tells a background process where to report that it is ready.
 const READY_FD: &str = "MGIT_READY_FD";
 /// A longer log is put aside when the next mount starts.
@@ -74,6 +77,7 @@ impl Default for MountOptions {
 /// A live mount. Dropping it detaches the mount.
 pub struct Mounted {
     stopper: Stopper,
+    teller: Teller,
     ended: mpsc::Receiver<io::Result<()>>,
 }
 
@@ -112,6 +116,16 @@ impl Mounted {
         self.stopper.clone()
     }
 
+    /// Tells the kernel of changes, in order, from a thread of its own.
+    pub fn telling(&self) -> impl Fn(Vec<Stale>) + Send + Sync + use<> {
+        let (send, changes) = mpsc::channel::<Vec<Stale>>();
+        let teller = self.teller.clone();
+        thread::spawn(move || tell_all(&teller, &changes));
+        move |stale| {
+            let _ = send.send(stale); // an error is the end of the process
+        }
+    }
+
     /// Unmounts and waits for the session's end. Fails, and stays mounted, when something in it is open.
     pub fn unmount(self) -> std::result::Result<(), (Mounted, MountError)> {
         if self.stopper.is_there()
@@ -128,6 +142,25 @@ impl Mounted {
         match self.ended.recv() {
             Ok(Err(e)) => fail(format!("the mount at {} ended: {e}", self.mountpoint().display())),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Tells of each change at once, and once more a little later: an answer from before it may have been on its way.
+fn tell_all(teller: &Teller, changes: &mpsc::Receiver<Vec<Stale>>) {
+    let mut again = Vec::new();
+    loop {
+        match if again.is_empty() {
+            changes.recv().or(Err(None))
+        } else {
+            changes.recv_timeout(ON_THE_WAY).map_err(Some)
+        } {
+            Ok(stale) => {
+                teller.tell(&stale);
+                again.extend(stale);
+            }
+            Err(Some(mpsc::RecvTimeoutError::Timeout)) => teller.tell(&std::mem::take(&mut again)),
+            Err(_) => return,
         }
     }
 }
@@ -151,6 +184,7 @@ pub fn mount<S: Source>(vfs: Arc<Vfs<S>>, mountpoint: &Path, options: &MountOpti
         let _ = unmount(&mountpoint, true);
         fail(format!("cannot serve the mount at {}: {e}", mountpoint.display()))
     })?;
+    let teller = served.teller();
     let (end, ended) = mpsc::channel();
     let session_end = end.clone();
     thread::spawn(move || session_end.send(served.join()));
@@ -160,7 +194,7 @@ pub fn mount<S: Source>(vfs: Arc<Vfs<S>>, mountpoint: &Path, options: &MountOpti
     };
     raise_readahead(device);
     let end = Arc::new(Mutex::new(end));
-    Ok(Mounted { stopper: Stopper { mountpoint: Arc::new(mountpoint), device, end }, ended })
+    Ok(Mounted { stopper: Stopper { mountpoint: Arc::new(mountpoint), device, end }, teller, ended })
 }
 
 /// The mountpoint's real path, once it is known to be an empty directory without a mount.

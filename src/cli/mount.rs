@@ -74,10 +74,14 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
     let keep = a.disk_cache.as_u64();
     let keeper = (keep > 0).then(|| Keeper::start(repo.clone(), keep)).transpose()?;
     let vfs = Arc::new(Vfs::new(RepoSource::new(engine.clone(), keeper.clone())));
-    let told = vfs.clone();
-    engine.on_change(Box::new(move |events| told.source().changed(events)));
+    vfs.kernel_is_told();
     let options = MountOptions { allow_other: a.allow_other, ..MountOptions::default() };
-    let mounted = mount::mount(vfs, &a.mountpoint, &options)?;
+    let mounted = mount::mount(vfs.clone(), &a.mountpoint, &options)?;
+    let tell = mounted.telling();
+    engine.on_change(Box::new(move |events| {
+        vfs.source().changed(events);
+        tell(vfs.stale(events));
+    }));
     let mountpoint = mounted.mountpoint().to_owned();
     let listener = control::listen(&repo.dir).context("cannot open the control socket")?;
     control::serve(engine.clone(), listener, Mounted { mountpoint, keeper: keeper.clone() });

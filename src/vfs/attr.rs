@@ -9,6 +9,8 @@ pub const BLOCK_SIZE: u32 = 64 << 10;
 
 /// Names that may come and go: `models/` and what stands directly in it and in a model.
 pub const LIVE: Duration = Duration::from_millis(400);
+/// The same where the kernel is told of each change. Not forever: an answer may cross a message on the way.
+pub const TOLD: Duration = Duration::from_secs(60);
 /// Names inside a version never change.
 pub const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// All but the charged blocks of a file is immutable; those move when other versions go.

@@ -4,8 +4,9 @@
 //! /models/<model>/<version>/…files…      /models/<model>/latest -> <version>
 //! ```
 //! [`Vfs`] takes and returns plain values and may be called from many threads. It trusts nothing that it is
-//! given: an unknown number is an error, never a panic. Above a version everything may change and is asked
-//! anew each time; inside a version nothing ever does, but for what its files are charged.
+//! given: an unknown number is an error, never a panic. Above a version everything may change; inside a version
+//! nothing ever does, but for what its files are charged. The kernel believes what it was told for a while, and for
+//! longer where it is told of changes ([`Vfs::stale`]).
 //!
 //! Every method that returns an [`Entry`] (and [`Vfs::readdirplus`] for each name but `.` and `..`) counts
 //! as one lookup of that number, to be given back through [`Vfs::forget`], as the FUSE protocol has it.
@@ -20,14 +21,17 @@ mod source;
 mod tree;
 mod xattr;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LockResult, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::model::event::Event;
 use crate::model::name::ModelName;
 pub use attr::{Attr, BLOCK_SIZE, Kind};
-use attr::{FOREVER, LIVE, SETTLED};
+use attr::{FOREVER, LIVE, SETTLED, TOLD};
 use handle::{Handle, Handles, Listed};
 pub use node::ROOT;
 use node::{Hash, Inodes, Node};
@@ -128,8 +132,35 @@ pub struct Listing<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opened {
     pub fh: u64,
-    /// What it holds never changes: the kernel may keep what it has read.
-    pub immutable: bool,
+    /// What it holds is what it held when it was opened last: the kernel may use what it has of it.
+    pub unchanged: bool,
+}
+
+/// What the source said that a changing directory holds.
+enum Answer {
+    Models(Arc<Vec<ModelName>>),
+    Versions(Arc<Vec<Version>>),
+}
+
+impl Answer {
+    /// The very same answer: sources give it again while nothing has changed.
+    fn is(&self, other: &Answer) -> bool {
+        match (self, other) {
+            (Answer::Models(a), Answer::Models(b)) => Arc::ptr_eq(a, b),
+            (Answer::Versions(a), Answer::Versions(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// Directories whose last listing is remembered.
+const MAX_OPENED: usize = 1 << 16;
+
+/// Something that the kernel was told and that no longer holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stale {
+    Name { parent: u64, name: String },
+    Attr(u64),
 }
 
 /// The store's disk.
@@ -156,6 +187,10 @@ pub struct Vfs<S: Source> {
     inodes: Inodes,
     handles: Handles,
     trees: Trees,
+    /// By inode number: what a changing directory held when it was opened last.
+    opened: Mutex<HashMap<u64, Answer>>,
+    /// Whether the kernel is told of changes.
+    told: AtomicBool,
 }
 
 impl<S: Source> Vfs<S> {
@@ -168,8 +203,9 @@ impl<S: Source> Vfs<S> {
 
     fn with(source: S, uid: u32, gid: u32, hash: Hash) -> Vfs<S> {
         let inodes = Inodes::new(&[(ROOT, Node::Root), (hash(b"mgit inode 1\0models"), Node::Models)]);
-        let (handles, trees) = (Handles::default(), Trees::default());
-        Vfs { source, uid, gid, born: SystemTime::now(), hash, inodes, handles, trees }
+        let (handles, trees, opened) = Default::default();
+        let (born, told) = (SystemTime::now(), AtomicBool::new(false));
+        Vfs { source, uid, gid, born, hash, inodes, handles, trees, opened, told }
     }
 
     pub fn source(&self) -> &S {
@@ -224,13 +260,11 @@ impl<S: Source> Vfs<S> {
     }
 
     fn in_model(&self, model: &ModelName, name: &str) -> Result<Option<(Node, u64)>, VfsError> {
+        let versions = self.source.versions(model)?;
         let node = if name == "latest" {
-            if self.source.versions(model)?.is_empty() {
-                return Ok(None);
-            }
-            Node::Latest(model.clone())
+            let Some(newest) = versions.last() else { return Ok(None) };
+            Node::Latest(Arc::new(newest.clone()))
         } else {
-            let versions = self.source.versions(model)?;
             let Some(version) = versions.iter().find(|v| v.version.as_str() == name) else { return Ok(None) };
             Node::Inside(Arc::new(version.clone()), 0)
         };
@@ -244,14 +278,14 @@ impl<S: Source> Vfs<S> {
             Node::Root => ROOT,
             Node::Models => (self.hash)(b"mgit inode 1\0models"),
             Node::Model(m) => (self.hash)(&node::model_identity(m)),
-            Node::Latest(m) => (self.hash)(&node::latest_identity(m)),
+            Node::Latest(v) => (self.hash)(&node::latest_identity(&v.id)),
             Node::Inside(v, _) => (self.hash)(&node::path_identity(&v.id, "")),
         }
     }
 
     fn entry(&self, node: &Node, hash: u64) -> Result<Entry, VfsError> {
         let ino = self.inodes.remember(hash, node)?;
-        let (name_for, attr_for) = lifetimes(node);
+        let (name_for, attr_for) = self.lifetimes(node);
         match self.attr(ino, node, None) {
             Ok(attr) => Ok(Entry { attr, name_for, attr_for }),
             Err(e) => {
@@ -276,17 +310,16 @@ impl<S: Source> Vfs<S> {
             Some(Handle::File { tree, .. } | Handle::Inside { tree, .. }) => Some(tree.clone()),
             _ => None,
         };
-        Ok((self.attr(ino, &node, tree)?, lifetimes(&node).1))
+        Ok((self.attr(ino, &node, tree)?, self.lifetimes(&node).1))
     }
 
     fn attr(&self, ino: u64, node: &Node, tree: Option<Arc<Tree>>) -> Result<Attr, VfsError> {
         match node {
             Node::Root | Node::Models => Ok(self.directory(ino, self.born)),
             Node::Model(model) => Ok(self.directory(ino, attr::time(self.newest(model)?.created))),
-            Node::Latest(model) => {
-                let newest = self.newest(model)?;
-                let size = newest.version.as_str().len() as u64;
-                let directory = self.directory(ino, attr::time(newest.created));
+            Node::Latest(version) => {
+                let size = version.version.as_str().len() as u64;
+                let directory = self.directory(ino, attr::time(version.created));
                 Ok(Attr { kind: Kind::Symlink, size, mode: 0o777, ..directory })
             }
             Node::Inside(version, 0) => Ok(self.directory(ino, attr::time(version.created))),
@@ -324,7 +357,7 @@ impl<S: Source> Vfs<S> {
     /// Where a symlink leads.
     pub fn readlink(&self, ino: u64) -> Result<String, VfsError> {
         match self.inodes.get(ino)? {
-            Node::Latest(model) => Ok(self.newest(&model)?.version.to_string()),
+            Node::Latest(version) => Ok(version.version.to_string()),
             _ => Err(VfsError::Invalid),
         }
     }
@@ -381,7 +414,7 @@ impl<S: Source> Vfs<S> {
         let entry = tree.file(place)?;
         let (bytes, len) = (self.source.open(entry)?, entry.bytes);
         let fh = self.handles.add(Handle::File { bytes, len, tree })?;
-        Ok(Opened { fh, immutable: true })
+        Ok(Opened { fh, unchanged: true })
     }
 
     /// Fills `buf` from `offset` on as far as the file goes; returns how far.
@@ -423,8 +456,27 @@ impl<S: Source> Vfs<S> {
             Node::Latest(_) => return Err(VfsError::NotDir),
             node => Handle::Live { names: Mutex::new(Arc::new(self.names(&node)?)), node },
         };
-        let immutable = matches!(handle, Handle::Inside { .. });
-        Ok(Opened { fh: self.handles.add(handle)?, immutable })
+        let unchanged = match &handle {
+            Handle::Live { node, .. } => self.is_as_opened_last(ino, node)?,
+            _ => true,
+        };
+        Ok(Opened { fh: self.handles.add(handle)?, unchanged })
+    }
+
+    /// Whether a changing directory lists what it did when it was opened last, which is remembered.
+    fn is_as_opened_last(&self, ino: u64, node: &Node) -> Result<bool, VfsError> {
+        let now = match node {
+            Node::Models => Answer::Models(self.source.models()?),
+            Node::Model(model) => Answer::Versions(self.source.versions(model)?),
+            _ => return Ok(true),
+        };
+        let mut opened = locked(self.opened.lock());
+        if opened.len() >= MAX_OPENED {
+            opened.clear();
+        }
+        let same = opened.get(&ino).is_some_and(|before| before.is(&now));
+        opened.insert(ino, now);
+        Ok(same)
     }
 
     /// What a changing directory holds now, `.` and `..` not counted.
@@ -437,7 +489,7 @@ impl<S: Source> Vfs<S> {
             }
             Node::Model(model) => {
                 let versions = self.source.versions(model)?;
-                let latest = (!versions.is_empty()).then(|| listed("latest".to_owned(), Node::Latest(model.clone())));
+                let latest = versions.last().map(|v| listed("latest".to_owned(), Node::Latest(Arc::new(v.clone()))));
                 let version = |v: &Version| listed(v.version.to_string(), Node::Inside(Arc::new(v.clone()), 0));
                 versions.iter().map(version).chain(latest).collect()
             }
@@ -571,6 +623,45 @@ impl<S: Source> Vfs<S> {
         Ok(false)
     }
 
+    // ---- what the kernel may believe
+
+    /// To be called when the kernel is told of what is [`stale`](Vfs::stale) after each change: it may then believe
+    /// for longer what it was told.
+    pub fn kernel_is_told(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    /// How long a node's name and attributes may be believed.
+    fn lifetimes(&self, node: &Node) -> (Duration, Duration) {
+        let live = if self.told.load(Ordering::Relaxed) { TOLD } else { LIVE };
+        match node {
+            Node::Root => (FOREVER, FOREVER),
+            Node::Models => (FOREVER, live),
+            Node::Model(_) => (live, live),
+            Node::Latest(_) | Node::Inside(_, 0) => (live, FOREVER),
+            Node::Inside(..) => (FOREVER, SETTLED),
+        }
+    }
+
+    /// What the kernel may no longer believe after these events, once the source has heard of them.
+    pub fn stale(&self, events: &[Event]) -> Vec<Stale> {
+        let number = |node: &Node| self.inodes.number(self.hash_of(node), node);
+        let mut stale = Vec::new();
+        for event in events {
+            let (Event::Commit { model, version, .. } | Event::Remove { model, version, .. }) = event else { continue };
+            let parent = number(&Node::Model(model.clone()));
+            if matches!(event, Event::Remove { .. }) {
+                stale.push(Stale::Name { parent, name: version.to_string() });
+                if self.source.versions(model).is_ok_and(|v| v.is_empty()) {
+                    stale.push(Stale::Name { parent: number(&Node::Models), name: model.dir_name() });
+                }
+            }
+            stale.push(Stale::Name { parent, name: "latest".to_owned() });
+            stale.push(Stale::Attr(parent));
+        }
+        stale
+    }
+
     // ---- the disk
 
     pub fn statfs(&self) -> Result<Statfs, VfsError> {
@@ -581,17 +672,6 @@ impl<S: Source> Vfs<S> {
 /// How many of a directory's own names an offset has passed.
 fn past_dots(offset: u64) -> usize {
     usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX)
-}
-
-/// How long a node's name and attributes may be believed.
-fn lifetimes(node: &Node) -> (Duration, Duration) {
-    match node {
-        Node::Root => (FOREVER, FOREVER),
-        Node::Models => (FOREVER, LIVE),
-        Node::Model(_) | Node::Latest(_) => (LIVE, LIVE),
-        Node::Inside(_, 0) => (LIVE, FOREVER),
-        Node::Inside(..) => (FOREVER, SETTLED),
-    }
 }
 
 fn statvfs(path: &Path) -> Option<Statfs> {

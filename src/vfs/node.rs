@@ -27,7 +27,8 @@ pub(super) enum Node {
     Root,
     Models,
     Model(ModelName),
-    Latest(ModelName),
+    /// One for each version that is or was the latest, so that where it leads never changes.
+    Latest(Arc<Version>),
     /// Place 0 is the version's own directory.
     Inside(Arc<Version>, u32),
 }
@@ -36,7 +37,8 @@ impl PartialEq for Node {
     fn eq(&self, other: &Node) -> bool {
         match (self, other) {
             (Node::Root, Node::Root) | (Node::Models, Node::Models) => true,
-            (Node::Model(a), Node::Model(b)) | (Node::Latest(a), Node::Latest(b)) => a == b,
+            (Node::Model(a), Node::Model(b)) => a == b,
+            (Node::Latest(a), Node::Latest(b)) => a.id == b.id,
             (Node::Inside(a, i), Node::Inside(b, j)) => i == j && a.id == b.id,
             _ => false,
         }
@@ -53,9 +55,9 @@ pub(super) fn model_identity(model: &ModelName) -> Vec<u8> {
     identity(b"model", model.as_str().as_bytes(), b"")
 }
 
-/// What a model's `latest` is hashed by.
-pub(super) fn latest_identity(model: &ModelName) -> Vec<u8> {
-    identity(b"latest", model.as_str().as_bytes(), b"")
+/// What a `latest` is hashed by.
+pub(super) fn latest_identity(version: &Id) -> Vec<u8> {
+    identity(b"latest", &version.0, b"")
 }
 
 /// What a path of a version is hashed by; the version's own directory has the empty path.

@@ -213,7 +213,7 @@ fn files_read_as_far_as_they_go() {
     fake.commit_pattern("big", "v1", "w.bin", 3 << 20);
     let ino = find(&v, "models/big/v1/w.bin").unwrap().attr.ino;
     let file = v.open(ino, libc::O_RDONLY).unwrap();
-    assert!(file.immutable);
+    assert!(file.unchanged);
     let mut buf = vec![0; 5000];
     for at in [0, 1, 777, (1 << 20) - 3, (3 << 20) - 5000] {
         assert_eq!(v.read(file.fh, at, &mut buf), Ok(5000));
@@ -324,9 +324,11 @@ fn a_removed_version_vanishes_and_its_open_files_keep_reading() {
 fn a_new_version_is_there_at_once_and_is_the_latest() {
     let (fake, v) = vfs();
     let latest = find(&v, "models/tiny/latest").unwrap();
-    assert!(latest.name_for < Duration::from_secs(1) && latest.attr_for < Duration::from_secs(1));
+    assert!(latest.name_for < Duration::from_secs(1));
     fake.commit("tiny", "v2-long-name", &[("a", b"a")]);
     fake.commit("fresh", "v1", &[]);
+    assert_eq!(v.readlink(latest.attr.ino).unwrap(), "v1", "what it was, while the kernel knows it");
+    let latest = find(&v, "models/tiny/latest").unwrap();
     assert_eq!(v.readlink(latest.attr.ino).unwrap(), "v2-long-name");
     assert_eq!(v.getattr(latest.attr.ino, None).unwrap().0.size, 12);
     assert_eq!(names(&v, "models"), ["acme--bert", "fresh", "tiny"]);
@@ -334,6 +336,33 @@ fn a_new_version_is_there_at_once_and_is_the_latest() {
         assert!(find(&v, live).unwrap().name_for < Duration::from_secs(1));
     }
     assert!(find(&v, "models/tiny/v2-long-name/a").unwrap().name_for > Duration::from_secs(3600));
+}
+
+#[test]
+fn the_kernel_is_told_what_no_longer_holds() {
+    let (fake, v) = vfs();
+    v.kernel_is_told();
+    let model = find(&v, "models/acme--bert").unwrap();
+    assert!(model.name_for > Duration::from_secs(10) && model.name_for < Duration::from_secs(3600));
+    let old = find(&v, "models/acme--bert/latest").unwrap().attr.ino;
+    let commit = |version: &str| {
+        let id = fake.commit("acme/bert", version, &[("a", version.as_bytes())]);
+        let (model, version) = ("acme/bert".parse().unwrap(), version.parse().unwrap());
+        Event::Remove { model, version, id }
+    };
+    let event = commit("v3");
+    let name = |parent: u64, name: &str| Stale::Name { parent, name: name.to_owned() };
+    let parent = model.attr.ino;
+    let removed = v.stale(std::slice::from_ref(&event));
+    assert_eq!(removed, [name(parent, "v3"), name(parent, "latest"), Stale::Attr(parent)]);
+    let new = find(&v, "models/acme--bert/latest").unwrap().attr.ino;
+    assert_ne!(old, new, "each leads to one place for good");
+    assert_eq!((v.readlink(old).unwrap().as_str(), v.readlink(new).unwrap().as_str()), ("v2", "v3"));
+    for version in ["v1", "v2", "v3"] {
+        fake.remove("acme/bert", version);
+    }
+    let models = find(&v, "models").unwrap().attr.ino;
+    assert!(v.stale(&[event]).contains(&name(models, "acme--bert")), "the last is gone");
 }
 
 #[test]
