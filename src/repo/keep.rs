@@ -1,15 +1,16 @@
 //! The disk cache: files that were read whole are kept plain ([`PlainFiles`]), so that the next read costs no decoding.
 //!
 //! A [`Keeper`] counts the bytes that are read of each large file, and one thread of low priority rebuilds those that
-//! were read (almost) whole. After a start it first hashes again what an earlier process left, while files are served.
+//! were read (almost) whole. Some time after a start it hashes again what an earlier process left, while files are served.
 //! It decides what is kept; how plain files are believed is `store`'s business, how they are served the filesystem's.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ use crate::store::plain::PlainFiles;
 
 /// Smaller files are rebuilt faster than they are looked for.
 pub const MIN_BYTES: u64 = 1 << 20;
+/// How long after a start the files of an earlier process are hashed again: those who load a model at once come first.
+const RECHECK_AFTER: Duration = Duration::from_secs(30);
 /// Files whose bytes are counted at once.
 const MAX_COUNTED: usize = 1 << 16;
 
@@ -129,16 +132,30 @@ impl Keeper {
 
     fn work(&self, wished: Receiver<Wish>) {
         low_priority();
-        self.files.recheck(|| self.stop.load(Ordering::Relaxed));
-        for wish in wished {
-            if self.stop.load(Ordering::Relaxed) {
-                break;
+        let start = Instant::now();
+        let mut rechecked = false;
+        loop {
+            let wish = match rechecked {
+                true => wished.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => wished.recv_timeout(RECHECK_AFTER.saturating_sub(start.elapsed())),
+            };
+            match wish {
+                _ if self.stop.load(Ordering::Relaxed) => return,
+                Ok(wish) => self.fulfil(&wish),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.files.recheck(|| self.stop.load(Ordering::Relaxed));
+                    rechecked = true;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            if let Err(e) = self.keep(&wish) {
-                log::warn!("a file is not kept in the disk cache: {e}");
-            }
-            self.counts().remove(&wish.digest);
         }
+    }
+
+    fn fulfil(&self, wish: &Wish) {
+        if let Err(e) = self.keep(wish) {
+            log::warn!("a file is not kept in the disk cache: {e}");
+        }
+        self.counts().remove(&wish.digest);
     }
 
     /// Ends the thread's work at the next file.
@@ -196,6 +213,11 @@ impl Keeper {
 
 /// What this thread does can wait for anything else.
 fn low_priority() {
-    // SAFETY: the call takes numbers only. On Linux, 0 means this thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    const WHO_PROCESS: libc::c_int = 1;
+    const CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: the calls take numbers only. On Linux, 0 means this thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE);
+    }
 }
