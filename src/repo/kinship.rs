@@ -126,7 +126,7 @@ fn part(
                 // What is not finite stays so: it takes no part on the other side either.
                 None => {
                     delta.clear();
-                    delta.extend(c.iter().map(|c| c - c));
+                    delta.extend(c.iter().map(|c| c * 0.0)); // 0, or NaN
                 }
             }
         }

@@ -134,7 +134,7 @@ impl<'t> Work<'t> {
             let x = &self.a[x];
             let fits = |y: &&usize| x.shape == self.b[**y].shape && is_new(x, &self.b[**y]);
             // The longest common end; the shortest, `weight`, many have.
-            let same = tails_of(&x.name).find_map(|t| Some(tails.get(t)?.iter().find(fits)?));
+            let same = tails_of(&x.name).find_map(|t| tails.get(t)?.iter().find(fits));
             found.extend(same.map(|&y| rule(&x.name, &self.b[y].name)));
         }
         count(found.into_iter())
