@@ -152,6 +152,8 @@ fn help_teaches_and_wrong_usage_exits_2() {
         "ls",
         "show",
         "log",
+        "diff",
+        "kinship",
         "stats",
         "rm",
         "link",

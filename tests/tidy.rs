@@ -23,6 +23,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("zstd", &["codec"]),
     ("sled", &["store"]),
     ("rayon", &["repo"]),
+    ("similar", &["repo"]),
     ("quick_cache", &["store", "repo"]),
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),

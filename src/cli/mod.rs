@@ -4,10 +4,13 @@
 
 mod cache;
 mod completions;
+mod diff;
 mod export;
 mod fsck;
+mod heat;
 mod import;
 mod init;
+mod kinship;
 mod link;
 mod log;
 mod ls;
@@ -15,6 +18,7 @@ mod mount;
 mod out;
 mod rm;
 mod show;
+mod side;
 mod stats;
 mod umount;
 mod verify;
@@ -80,6 +84,8 @@ enum Verb {
     Ls(ls::Args),
     Log(log::Args),
     Show(show::Args),
+    Diff(diff::Args),
+    Kinship(kinship::Args),
     Stats(stats::Args),
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
@@ -158,6 +164,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Ls(a) => ls::run(g, a),
         Verb::Log(a) => log::run(g, a),
         Verb::Show(a) => show::run(g, a),
+        Verb::Diff(a) => diff::run(g, a),
+        Verb::Kinship(a) => kinship::run(g, a),
         Verb::Stats(a) => stats::run(g, a),
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),

@@ -53,6 +53,32 @@ impl Lineage {
         self.reach(id, Direction::Outgoing)
     }
 
+    /// The versions that both come from, neither of the two itself among them: those with the fewest edges to both first,
+    /// ties by id.
+    pub fn common_ancestors(&self, a: Id, b: Id) -> Vec<Id> {
+        let (near_a, near_b) = (self.steps_up(a), self.steps_up(b));
+        let both = near_a.iter().filter_map(|(n, x)| Some((x + near_b.get(n)?, self.graph[*n])));
+        let mut common: Vec<(usize, Id)> = both.filter(|(_, id)| *id != a && *id != b).collect();
+        common.sort();
+        common.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Edges from a version up to each of its ancestors, on the shortest way.
+    fn steps_up(&self, id: Id) -> HashMap<NodeIndex, usize> {
+        let mut steps = HashMap::new();
+        let mut now: Vec<NodeIndex> = self.nodes.get(&id).copied().into_iter().collect();
+        let mut distance = 0;
+        while !now.is_empty() {
+            now.retain(|n| !steps.contains_key(n));
+            steps.extend(now.iter().map(|n| (*n, distance)));
+            now = now.iter().flat_map(|n| self.graph.neighbors_directed(*n, Direction::Incoming)).collect();
+            now.sort();
+            now.dedup();
+            distance += 1;
+        }
+        steps
+    }
+
     fn reach(&self, id: Id, direction: Direction) -> Vec<Id> {
         let Some(&start) = self.nodes.get(&id) else { return vec![] };
         let mut seen = std::collections::HashSet::from([start]);
@@ -85,6 +111,16 @@ mod tests {
         assert_eq!(l.circle(id(7), id(7)), Some(vec![id(7)]));
         assert_eq!(l.ancestors(id(3)), [id(2), id(1)]);
         assert_eq!(l.descendants(id(1)), [id(2), id(3)]);
+    }
+
+    #[test]
+    fn the_nearest_common_ancestor_comes_first() {
+        // 1 -> 2 -> 3, 2 -> 4 -> 5, 1 -> 5, 6 alone
+        let l = Lineage::from_edges([(1, 2), (2, 3), (2, 4), (4, 5), (1, 5)].map(|(a, b)| (id(a), id(b))));
+        assert_eq!(l.common_ancestors(id(3), id(4)), [id(2), id(1)]);
+        assert_eq!(l.common_ancestors(id(3), id(5)), [id(1), id(2)]); // 3 edges either way
+        assert_eq!(l.common_ancestors(id(2), id(3)), [id(1)]);
+        assert!(l.common_ancestors(id(1), id(3)).is_empty() && l.common_ancestors(id(6), id(3)).is_empty());
     }
 
     proptest! {

@@ -6,6 +6,7 @@ pub mod id;
 pub mod layout;
 pub mod lineage;
 pub mod name;
+pub mod number;
 pub mod object;
 pub mod recipe;
 pub mod record;

@@ -6,6 +6,7 @@
 
 pub mod charge;
 pub mod choose;
+pub mod diff;
 pub mod encode;
 pub mod engine;
 pub mod export;
@@ -13,6 +14,7 @@ pub mod fsck;
 pub mod hash;
 pub mod import;
 pub mod keep;
+pub mod kinship;
 pub mod pair;
 pub mod progress;
 pub mod read;

@@ -1,0 +1,195 @@
+//! `mgit kinship`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use serde_json::{Value, json};
+
+use super::heat;
+use super::side::{self, Found, Target};
+use super::{Cli, Global, out};
+use crate::ask;
+use crate::control::{Request, Response, Session};
+use crate::model::lineage::Lineage;
+use crate::model::name::VersionRef;
+use crate::repo::engine::Detail;
+use crate::repo::kinship::{Kinship, kinship};
+use crate::repo::progress::Progress;
+use crate::repo::{Head, Repo};
+
+/// Tell how alike two models have moved away from their common base
+///
+/// Of the two differences from the base, over all float tensors that the three share: cosine, Pearson's correlation, and
+/// Euclidean distance. (Model kinship, arXiv 2410.12613: models of low kinship gain more from a merge.)
+/// The base is their nearest common ancestor in the lineage, unless --base names another.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Each model, and the base, is MODEL[@VERSION], or a path: what exists and contains a '/' or starts with a '.'.")]
+pub struct Args {
+    /// Two models; with --matrix two or more
+    #[arg(value_parser = side::target, required = true, num_args = 2.., value_name = "MODEL")]
+    models: Vec<Target>,
+    /// What both come from
+    #[arg(long, value_parser = side::target, value_name = "MODEL")]
+    base: Option<Target>,
+    /// Compare every two of the models
+    #[arg(long)]
+    matrix: bool,
+    /// Draw the table as a heat map, too
+    #[arg(long, requires = "matrix", value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// Two models and what they come from: indices of the models.
+struct Pair {
+    a: usize,
+    b: usize,
+    base: Found,
+}
+
+pub fn run(g: &Global, args: &Args) -> Result<ExitCode> {
+    if !args.matrix && args.models.len() != 2 {
+        let why = "kinship is of two models; give --matrix to compare every two of more";
+        Cli::command().error(ErrorKind::WrongNumberOfValues, why).exit();
+    }
+    let (repo, mut session) = g.session()?;
+    let models = args.models.iter().map(|m| side::find(&mut session, m)).collect::<Result<Vec<_>>>()?;
+    let pairs = pairs(&mut session, &models, args.base.as_ref())?;
+    drop(session);
+    let mut found = Vec::new();
+    for pair in &pairs {
+        found.push(measure(&repo, &models, pair)?);
+    }
+    match args.matrix {
+        true => report_matrix(g, args, &models, &pairs, &found)?,
+        false => report_pair(g, &models, &pairs[0], &found[0])?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pairs(session: &mut Session, models: &[Found], base: Option<&Target>) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for a in 0..models.len() {
+        for b in a + 1..models.len() {
+            let base = match base {
+                Some(target) => side::find(session, target)?,
+                None => Found::Head(common_ancestor(session, &models[a], &models[b])?),
+            };
+            pairs.push(Pair { a, b, base });
+        }
+    }
+    Ok(pairs)
+}
+
+/// The nearest that is still there, and is neither of the two.
+fn common_ancestor(session: &mut Session, a: &Found, b: &Found) -> Result<Head> {
+    let (Some(x), Some(y)) = (a.head(), b.head()) else {
+        anyhow::bail!("what lies outside the repository has no lineage; name what both come from with --base");
+    };
+    let mut details = history(session, x)?;
+    details.extend(history(session, y)?);
+    let older =
+        |d: &Detail| d.parents.iter().map(|p| p.0.id).chain(d.previous.iter().map(|p| p.id)).collect::<Vec<_>>();
+    let edges = details.iter().flat_map(|d| older(d).into_iter().map(|id| (id, d.head.id)).collect::<Vec<_>>());
+    let common = Lineage::from_edges(edges).common_ancestors(x.id, y.id);
+    let living = |id| details.iter().map(|d| &d.head).find(|h| h.id == id && !h.removed);
+    common.into_iter().find_map(living).cloned().with_context(|| {
+        format!("{} and {} have no common ancestor here; name what both come from with --base", a.label(), b.label())
+    })
+}
+
+fn history(session: &mut Session, head: &Head) -> Result<Vec<Detail>> {
+    let reference = VersionRef { model: head.model.clone(), version: Some(head.version.clone()) };
+    Ok(ask!(session, Request::History(Some(reference)), Response::Details(d) => d)?)
+}
+
+fn measure(repo: &Arc<Repo>, models: &[Found], pair: &Pair) -> Result<Kinship> {
+    let (a, b) = (&models[pair.a], &models[pair.b]);
+    let bar = out::Bar::new(&format!("{} and {}", a.label(), b.label()), false)?;
+    bar.expect(pair.base.bytes_to_open()? + a.bytes_to_open()? + b.bytes_to_open()?);
+    let (base, a, b) = (pair.base.open(repo, &bar)?, a.open(repo, &bar)?, b.open(repo, &bar)?);
+    let found = kinship(&base, &a, &b, &bar)?;
+    bar.done();
+    Ok(found)
+}
+
+/// A version reference, or a path.
+fn reference(found: &Found) -> Value {
+    match found {
+        Found::Head(head) => out::version(head),
+        Found::Path(path) => json!({"path": path.to_string_lossy()}),
+    }
+}
+
+fn as_json(models: &[Found], pair: &Pair, k: &Kinship) -> Value {
+    json!({
+        "base": reference(&pair.base), "a": reference(&models[pair.a]), "b": reference(&models[pair.b]),
+        "cosine": k.cosine, "pearson": k.pearson, "euclidean": k.euclidean,
+        "tensors": k.tensors, "elements": k.elements,
+    })
+}
+
+/// What cannot be said is told as `-`.
+fn figure(v: Option<f64>) -> String {
+    v.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"))
+}
+
+fn report_pair(g: &Global, models: &[Found], pair: &Pair, k: &Kinship) -> Result<()> {
+    if g.json {
+        return Ok(out::print_json(&as_json(models, pair, k))?);
+    }
+    let (a, b, base) = (models[pair.a].label(), models[pair.b].label(), pair.base.label());
+    let mut lines = vec![
+        format!("{a} and {b}, from {base}: {} tensors, {} elements", k.tensors, k.elements),
+        format!("cosine     {}", figure(k.cosine)),
+        format!("pearson    {}", figure(k.pearson)),
+        format!("euclidean  {}", figure(k.euclidean)),
+    ];
+    if k.cosine.is_none() {
+        lines.push("one of them does not differ from the base, so that there is no angle".to_owned());
+    }
+    Ok(out::print_lines(lines)?)
+}
+
+fn report_matrix(g: &Global, args: &Args, models: &[Found], pairs: &[Pair], found: &[Kinship]) -> Result<()> {
+    let labels: Vec<String> = models.iter().map(Found::label).collect();
+    let mut cosines = vec![vec![None; models.len()]; models.len()];
+    for (pair, k) in pairs.iter().zip(found) {
+        cosines[pair.a][pair.b] = k.cosine;
+        cosines[pair.b][pair.a] = k.cosine;
+    }
+    (0..models.len()).for_each(|i| cosines[i][i] = Some(1.0));
+    if let Some(file) = &args.svg {
+        std::fs::write(file, heat::map(&labels, &cosines))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if g.json {
+        let each: Vec<_> = pairs.iter().zip(found).map(|(p, k)| as_json(models, p, k)).collect();
+        let models: Vec<_> = models.iter().map(reference).collect();
+        return Ok(out::print_json(&json!({"models": models, "pairs": each}))?);
+    }
+    let heads: Vec<String> = (1..=models.len()).map(|n| format!(">{n}")).collect();
+    let heads: Vec<&str> = ["", "MODEL"].into_iter().chain(heads.iter().map(String::as_str)).collect();
+    let row = |i: usize| {
+        let cells = cosines[i].iter().map(|&c| figure(c));
+        [(i + 1).to_string(), labels[i].clone()].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let mut lines = vec![format!("cosine of the differences from {}", bases(pairs)), String::new()];
+    lines.extend(out::table(&heads, &(0..models.len()).map(row).collect::<Vec<_>>()));
+    Ok(out::print_lines(lines)?)
+}
+
+/// The bases that were used, each once.
+fn bases(pairs: &[Pair]) -> String {
+    let mut names: Vec<String> = pairs.iter().map(|p| p.base.label()).collect();
+    names.sort();
+    names.dedup();
+    match names.len() {
+        1 => names.remove(0),
+        _ => format!("each pair's nearest common ancestor ({})", names.join(", ")),
+    }
+}
