@@ -10,6 +10,7 @@ pub mod encode;
 pub mod engine;
 pub mod export;
 pub mod fsck;
+pub mod graph;
 pub mod hash;
 pub mod import;
 pub mod keep;

@@ -130,11 +130,7 @@ fn card(out: &mut String, n: &Node, left: f64, middle: f64) {
     let (whole, short, cost) = (escaped(&n.label), escaped(&shortened(&n.label)), escaped(&cost(n)));
     let id = n.id.short();
     let _ = write!(out, "<g class=\"{class}\"><title>{whole}\n{id}, {}\n{cost}</title>", n.created);
-    let _ = write!(
-        out,
-        "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{}\" height=\"{}\" rx=\"6\"/>",
-        BOX.0, BOX.1
-    );
+    let _ = write!(out, "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{}\" height=\"{}\" rx=\"6\"/>", BOX.0, BOX.1);
     let _ = write!(out, "<text x=\"{text:.1}\" y=\"{:.1}\">{short}</text>", top + 17.0);
     let _ = writeln!(out, "<text class=\"c\" x=\"{text:.1}\" y=\"{:.1}\">{cost}</text></g>", top + 32.0);
 }
