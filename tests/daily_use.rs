@@ -171,7 +171,7 @@ fn help_teaches_and_wrong_usage_exits_2() {
 /// A base, two tunes of it, a merge of both with a second version, and one that is gone.
 fn merged() -> Bench {
     let b = family();
-    write_model(&b.path("in/other"), &tuned_tensors(&base_tensors(7, 4), 9));
+    write_model(&b.path("in/other"), &tuned_tensors(&base_tensors(7, 4), 10));
     import(&b, "base", &["-m", "first\nof all"]);
     import(&b, "tuned", &["--as", "acme/a", "--parent", "base"]);
     import(&b, "other", &["--as", "b", "--parent", "base"]);
@@ -210,7 +210,7 @@ fn tables_are_aligned_and_plain_where_there_is_no_terminal() {
         let text = b.ok(args);
         assert!(!text.contains('\x1b'), "{args:?}: {text:?}");
         assert!(text.lines().all(|l| !l.ends_with(' ')), "{args:?}:\n{text}");
-        assert!(text.contains(" %") && text.contains("MB"), "{args:?}:\n{text}");
+        assert!(text.contains(" %") && text.contains("kB"), "{args:?}:\n{text}");
         let colour = b.command(args).env("CLICOLOR_FORCE", "1").output().unwrap().stdout;
         assert!(colour.contains(&0x1b), "{args:?} has no colours");
         let never = b.command(args).env("NO_COLOR", "1").output().unwrap().stdout;

@@ -134,24 +134,66 @@ impl Near {
     }
 }
 
-/// The spots of each layer from top to bottom.
+/// The spots of each layer from top to bottom: the best of the orders tried.
 fn order(l: &Layout, near: &Near) -> Vec<Vec<usize>> {
     let mut rows = first_order(l, near);
-    let mut rank = vec![0.0; l.spots.len()];
-    let rank_row = |row: &[usize], rank: &mut [f64]| row.iter().enumerate().for_each(|(i, &s)| rank[s] = i as f64);
+    let mut rank = vec![0; l.spots.len()];
+    let rank_row = |row: &[usize], rank: &mut [usize]| row.iter().enumerate().for_each(|(i, &s)| rank[s] = i);
     rows.iter().for_each(|row| rank_row(row, &mut rank));
+    let mut best = (crossings(&rows, near, &rank), rows.clone());
     for sweep in 0..SWEEPS {
+        if best.0 == 0 {
+            break; // As every tree is, from the start.
+        }
         let right = sweep % 2 == 0;
         let neighbours = if right { &near.before } else { &near.after };
         for i in 0..rows.len() {
             let row = if right { i } else { rows.len() - 1 - i };
             let row = &mut rows[row];
-            let wish: Vec<(f64, usize)> = row.iter().map(|&s| (mean(&neighbours[s], &rank, rank[s]), s)).collect();
-            *row = sorted(wish);
+            let mean = |s: usize| match neighbours[s].len() {
+                0 => rank[s] as f64,
+                n => neighbours[s].iter().map(|&o| rank[o] as f64).sum::<f64>() / n as f64,
+            };
+            *row = sorted(row.iter().map(|&s| (mean(s), s)).collect());
             rank_row(row, &mut rank);
         }
+        let count = crossings(&rows, near, &rank);
+        if count < best.0 {
+            best = (count, rows.clone());
+        }
     }
-    rows
+    best.1
+}
+
+/// Pairs of links between neighbouring layers that cross: for each, those before it that end further down,
+/// counted in a Fenwick tree.
+fn crossings(rows: &[Vec<usize>], near: &Near, rank: &[usize]) -> u64 {
+    let mut sum = 0;
+    for pair in rows.windows(2) {
+        let mut tree = vec![0u64; pair[1].len() + 1];
+        let mut seen = 0;
+        for &s in &pair[0] {
+            // Those past the next layer go straight, being too many to bend.
+            let ends = || near.after[s].iter().filter(|&&o| pair[1].get(rank[o]) == Some(&o)).map(|&o| rank[o] + 1);
+            for end in ends() {
+                let mut at = end;
+                let mut above = 0;
+                while at > 0 {
+                    above += tree[at];
+                    at &= at - 1;
+                }
+                sum += seen - above;
+            }
+            for mut at in ends() {
+                seen += 1;
+                while at < tree.len() {
+                    tree[at] += 1;
+                    at += at & at.wrapping_neg();
+                }
+            }
+        }
+    }
+    sum
 }
 
 /// As a walk from the roots, depth first, comes to them: families stay together.

@@ -19,7 +19,7 @@ const HEIGHTS: Heights = Heights { node: BOX.1 / 2.0 + 7.0, bend: 6.0 };
 /// Characters of a label that fit a box.
 const LABEL: usize = 28;
 /// Width of a legend's entry.
-const ENTRY: f64 = 104.0;
+const ENTRY: f64 = 116.0;
 
 const STYLE: &str = "\
 text{font-family:sans-serif;font-size:12px;fill:#0f172a}

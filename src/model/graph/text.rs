@@ -61,12 +61,12 @@ impl Row {
     }
 
     /// Lanes that go on one place further to the right.
-    fn to_the_right(&mut self, lanes: Range<usize>) -> &mut Row {
+    fn right(&mut self, lanes: Range<usize>) -> &mut Row {
         self.put(lanes.map(|l| 2 * l + 1), '\\')
     }
 
     /// Lanes that go on one place further to the left.
-    fn to_the_left(&mut self, lanes: Range<usize>) -> &mut Row {
+    fn left(&mut self, lanes: Range<usize>) -> &mut Row {
         self.put(lanes.map(|l| 2 * l - 1), '/')
     }
 
@@ -115,7 +115,7 @@ impl Drawing {
     fn star(&mut self, n: usize, lane: usize, lanes: usize) {
         let (count, more) = (self.lanes.len(), lanes.saturating_sub(2));
         for step in 0..if lane + 1 < count { more } else { 0 } {
-            self.push(Row::bars(0..lane + 1).to_the_right(lane + 1 + step..count + step), None);
+            self.push(Row::bars(0..lane + 1).right(lane + 1 + step..count + step), None);
         }
         let mut row = Row::bars(0..lane);
         row.put((lane + 1..count).map(|l| 2 * (l + more)), '|').put([2 * lane], '*');
@@ -131,7 +131,7 @@ impl Drawing {
         if added > 0 {
             // Those on the right moved all but one place before the star.
             let right = lane + added..count + added - 1;
-            self.push(Row::bars(0..lane + 1).to_the_right(lane..lane + added).to_the_right(right), None);
+            self.push(Row::bars(0..lane + 1).right(lane..lane + added).right(right), None);
         }
         self.lanes.splice(lane..lane + 1, parents.iter().copied());
     }
@@ -147,7 +147,7 @@ impl Drawing {
             }
             false => {
                 let right = lane + 1..to.saturating_sub(1);
-                self.push(Row::bars(0..count).to_the_right(lane..lane + 1).level(right), None);
+                self.push(Row::bars(0..count).right(lane..lane + 1).level(right), None);
                 self.arrive((2 * to).saturating_sub(1), lane + 1 < to, '\\');
             }
         }
@@ -162,7 +162,7 @@ impl Drawing {
 
     /// The first line of what goes from one lane left to another, with `bars` drawn and `shift` closing up.
     fn sweep(&mut self, from: usize, to: usize, bars: Range<usize>, shift: Range<usize>) {
-        self.push(Row::bars(bars).to_the_left(from..from + 1).to_the_left(shift).level(to + 1..from - 1), None);
+        self.push(Row::bars(bars).left(from..from + 1).left(shift).level(to + 1..from - 1), None);
     }
 
     /// The lane leads to a parent that has one: the one on the right ends in the one on the left.
@@ -181,7 +181,7 @@ impl Drawing {
         let count = self.lanes.len();
         self.lanes.remove(lane);
         match lane + 1 < count {
-            true => self.push(Row::bars(0..lane).to_the_left(lane + 1..count), None),
+            true => self.push(Row::bars(0..lane).left(lane + 1..count), None),
             false => self.ended = Some(lane),
         }
     }
