@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::model::event::Event;
+use crate::model::graph::Graph;
 use crate::model::id::{Id, path_tag};
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
 use crate::repo::engine::{Detail, Engine};
+use crate::repo::graph;
 use crate::repo::keep::{self, Keeper, Kept};
 use crate::repo::{Repo, RepoError};
 
@@ -41,6 +43,8 @@ pub enum Request {
     List,
     /// The version and all it comes from, newest first; of all living versions without a reference.
     History(Option<VersionRef>),
+    /// All versions, the removed ones too, and their edges.
+    Graph,
     NextName(ModelName),
     /// Fails when the name was ever used.
     CheckName(ModelName, VersionName),
@@ -69,6 +73,7 @@ pub enum Response {
     Pair(Head, Head),
     Detail(Detail),
     Details(Vec<Detail>),
+    Graph(Graph),
     Name(VersionName),
     Differences(Vec<String>),
     /// And how many bytes there is room for, where a daemon keeps it.
@@ -95,6 +100,7 @@ pub fn answer(engine: &Engine, request: Request, mounted: Option<&Mounted>) -> R
         Request::Detail(r) => Response::Detail(engine.detail(&r)?),
         Request::List => Response::Heads(engine.catalog().all()?),
         Request::History(r) => Response::Details(history(engine, r)?),
+        Request::Graph => Response::Graph(graph::graph(engine)?),
         Request::NextName(m) => Response::Name(engine.next_name(&m)?),
         Request::CheckName(m, v) => engine.refuse_used(&m, &v).map(|()| Response::Done)?,
         Request::Publish(event) => Response::Head(engine.publish(event)?),

@@ -169,3 +169,59 @@ fn help_teaches_and_wrong_usage_exits_2() {
     assert!(b.ok(&["completions", "bash"]).contains("complete"));
     assert!(b.fails(&["ls"]).contains("mgit init"));
 }
+
+/// A base, two tunes of it, a merge of both with a second version, and one that is gone.
+fn merged() -> Bench {
+    let b = family();
+    write_model(&b.path("in/other"), &tuned_tensors(&base_tensors(7, 4), 10));
+    import(&b, "base", &["-m", "first\nof all"]);
+    import(&b, "tuned", &["--as", "acme/a", "--parent", "base"]);
+    import(&b, "other", &["--as", "b", "--parent", "base"]);
+    import(&b, "tuned", &["--as", "merged", "--parent", "acme/a", "--parent", "b", "--relation", "merge"]);
+    import(&b, "other", &["--as", "merged"]);
+    b.ok(&["rm", "b"]);
+    b
+}
+
+#[test]
+fn the_graph_shows_a_merge_and_what_is_gone() {
+    let b = merged();
+    let graph = b.ok(&["log", "--graph"]);
+    let words: Vec<String> = graph
+        .lines()
+        .map(|l| l.split("  ").map(str::trim).filter(|w| !w.is_empty()).take(2).collect::<Vec<_>>().join(" "))
+        .collect();
+    let want = ["* merged@v2", "* merged@v1", "|\\", "| * b@v1", "* | acme/a@v1", "|/", "* base@v1"];
+    assert_eq!(words, want, "\n{graph}");
+    let line = |name: &str| graph.lines().find(|l| l.contains(name)).unwrap();
+    assert!(line("merged@v2").contains("next") && line("merged@v1").contains("merge "), "\n{graph}");
+    assert!(line("b@v1").contains("removed") && line("acme/a").contains("finetune"), "\n{graph}");
+    assert!(line("base@v1").contains("ago") || line("base@v1").contains("just now"), "\n{graph}");
+    let part = b.ok(&["log", "acme/a", "--graph"]);
+    assert!(part.contains("acme/a@v1") && part.contains("base@v1") && !part.contains("merged"), "\n{part}");
+    let value = b.json(&["log", "--graph"]);
+    assert_eq!((value["nodes"].as_array().unwrap().len(), value["links"].as_array().unwrap().len()), (5, 5));
+}
+
+#[test]
+fn tables_are_aligned_and_plain_where_there_is_no_terminal() {
+    let b = merged();
+    let each =
+        [&["ls"][..], &["ls", "merged"], &["log"], &["log", "--graph"], &["show", "base"], &["show", "merged@v1"]];
+    for args in each {
+        let text = b.ok(args);
+        assert!(!text.contains('\x1b'), "{args:?}: {text:?}");
+        assert!(text.lines().all(|l| !l.ends_with(' ')), "{args:?}:\n{text}");
+        assert!(text.contains(" %") && text.contains("kB"), "{args:?}:\n{text}");
+        let colour = b.command(args).env("CLICOLOR_FORCE", "1").output().unwrap().stdout;
+        assert!(colour.contains(&0x1b), "{args:?} has no colours");
+        let never = b.command(args).env("NO_COLOR", "1").output().unwrap().stdout;
+        assert!(!never.contains(&0x1b), "{args:?} ignores NO_COLOR");
+    }
+    let ls = b.ok(&["ls"]);
+    let (head, row) = (ls.lines().next().unwrap(), ls.lines().find(|l| l.starts_with("merged ")).unwrap());
+    assert_eq!(head.find("NEWEST"), row.find("v2"), "\n{ls}");
+    let log = b.ok(&["log", "merged@v1"]);
+    assert!(log.contains("merge of acme/a@v1, b@v1") && log.contains("\n    first\n    of all\n"), "\n{log}");
+    assert!(!b.ok(&["log", "--json"]).contains(" ago"));
+}

@@ -30,6 +30,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("safetensors", &["model"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
+    ("anstream", &["cli"]),
+    ("anstyle", &["cli"]),
     ("anyhow", &["cli"]),
     ("indicatif", &["cli"]),
     ("env_logger", &["cli"]),

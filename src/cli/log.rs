@@ -8,10 +8,16 @@ use serde_json::{Value, json};
 
 use super::{Global, out};
 use crate::ask;
-use crate::control::{Request, Response};
+use crate::control::{Request, Response, Session};
+use crate::model::graph::{Graph, Kind, json as graph_json, text};
 use crate::model::name::VersionRef;
 use crate::repo::Repo;
+use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
+use crate::repo::graph::stored;
+
+/// Widest drawing beside which the lines are aligned.
+const ALIGNED: usize = 32;
 
 /// Show a version and all that it comes from, newest first
 ///
@@ -19,16 +25,90 @@ use crate::repo::engine::{Detail, label};
 #[derive(clap::Args)]
 pub struct Args {
     version: Option<VersionRef>,
+    /// Draw how versions come from each other
+    #[arg(long)]
+    graph: bool,
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let (repo, mut session) = g.session()?;
-    let details = ask!(session, Request::History(a.version.clone()), Response::Details(d) => d)?;
-    match g.json {
-        true => out::print_json(&json!({"versions": details.iter().map(|d| as_json(&repo, d)).collect::<Vec<_>>()}))?,
-        false => out::print_lines(details.iter().flat_map(|d| as_text(&repo, d)))?,
+    if a.graph {
+        let graph = above(&mut session, a.version.as_ref())?;
+        match g.json {
+            true => out::print_json(&graph_json::value(&graph))?,
+            false => out::print_lines(drawn(&graph))?,
+        }
+        return Ok(ExitCode::SUCCESS);
     }
+    let details = ask!(session, Request::History(a.version.clone()), Response::Details(d) => d)?;
+    if g.json {
+        out::print_json(&json!({"versions": details.iter().map(|d| as_json(&repo, d)).collect::<Vec<_>>()}))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let living = ask!(session, Request::List, Response::Heads(h) => h)?;
+    drop(session);
+    out::print_lines(as_text(&repo, &details, &Charges::new(repo.clone(), living)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The version, or all that live, and what they come from.
+fn above(session: &mut Session, version: Option<&VersionRef>) -> Result<Graph> {
+    let graph = ask!(session, Request::Graph, Response::Graph(g) => g)?;
+    let Some(version) = version else { return Ok(graph.above(|n| !n.removed)) };
+    let head = ask!(session, Request::Resolve(version.clone()), Response::Head(h) => h)?;
+    Ok(graph.above(|n| n.id == head.id))
+}
+
+/// The drawing, with a line of a table beside each star.
+fn drawn(graph: &Graph) -> Vec<String> {
+    let order = graph.newest_first();
+    let mut place = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(i, &n)| place[n] = i);
+    let all = graph.parents();
+    let parents: Vec<Vec<usize>> = order.iter().map(|&n| all[n].iter().map(|&p| place[p]).collect()).collect();
+    let kinds = kinds(graph);
+    let rows: Vec<_> = order.iter().map(|&n| cells(graph, n, &kinds[n])).collect();
+    let heads = ["VERSION", "ID", "RELATION", "CREATED", ">SIZE", ">STORED", ">SAVED"];
+    let table = out::table(&heads, &rows);
+    let lines = text::draw(&parents);
+    let width = lines.iter().map(|l| l.drawing.len()).max().unwrap_or(0).min(ALIGNED);
+    let line = |l: text::Line| match l.node {
+        Some(i) => format!("{:width$}  {}", l.drawing, table[i + 1]),
+        None => l.drawing,
+    };
+    lines.into_iter().map(line).collect()
+}
+
+/// Of each node, how it came to be: the relations to its parents, else that it follows another.
+fn kinds(graph: &Graph) -> Vec<Vec<Kind>> {
+    let mut kinds = vec![Vec::new(); graph.nodes.len()];
+    for e in &graph.edges {
+        if !kinds[e.to].contains(&e.kind) {
+            kinds[e.to].push(e.kind);
+        }
+    }
+    for k in &mut kinds {
+        if k.len() > 1 {
+            k.retain(|k| *k != Kind::Version);
+        }
+    }
+    kinds
+}
+
+fn cells(graph: &Graph, n: usize, kinds: &[Kind]) -> Vec<String> {
+    let node = &graph.nodes[n];
+    let relation = kinds.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ");
+    let mut cells = vec![node.label.clone(), node.id.short(), relation, out::ago(node.created)];
+    cells.extend(costs(node.logical, node.stored, node.removed));
+    cells
+}
+
+/// What was removed takes nothing, and its cell says so.
+fn costs(logical: u64, stored: Option<u64>, removed: bool) -> [String; 3] {
+    match removed {
+        true => [out::size(logical), "removed".to_owned(), String::new()],
+        false => out::costs(logical, stored),
+    }
 }
 
 /// The message; a damaged record has none to tell.
@@ -36,15 +116,42 @@ fn message(repo: &Arc<Repo>, d: &Detail) -> String {
     repo.record(&d.head.id).map(|r| r.message).unwrap_or_default()
 }
 
-fn as_text(repo: &Arc<Repo>, d: &Detail) -> Vec<String> {
-    let h = &d.head;
-    let gone = if h.removed { "  (removed)" } else { "" };
-    let mut lines =
-        vec![format!("{}  {}  {}  {}{gone}", label(h), h.id.short(), out::time(h.created), out::size(h.bytes))];
-    lines.extend(d.parents.iter().map(|(p, relation)| format!("    {relation} of {}", label(p))));
-    lines.extend(d.previous.iter().map(|p| format!("    after {}", label(p))));
-    lines.extend(message(repo, d).lines().map(|l| format!("    | {l}")));
+/// A table with each version's message below its row.
+fn as_text(repo: &Arc<Repo>, details: &[Detail], charges: &Charges) -> Vec<String> {
+    let row = |d: &Detail| {
+        let h = &d.head;
+        let mut cells = vec![label(h), h.id.short(), out::ago(h.created)];
+        cells.extend(costs(h.bytes, if h.removed { None } else { stored(charges, &h.id) }, h.removed));
+        cells.push(origin(d));
+        cells
+    };
+    let rows: Vec<_> = details.iter().map(row).collect();
+    if rows.is_empty() {
+        return vec!["no versions yet; 'mgit import DIR' stores one".to_owned()];
+    }
+    let heads = ["VERSION", "ID", "CREATED", ">SIZE", ">STORED", ">SAVED", "FROM"];
+    let mut table = out::table(&heads, &rows).into_iter();
+    let mut lines: Vec<String> = table.next().into_iter().collect();
+    for (line, d) in table.zip(details) {
+        lines.push(line);
+        lines.extend(message(repo, d).lines().map(|l| format!("    {}", out::painted(out::DIM, &out::harmless(l)))));
+    }
     lines
+}
+
+/// `finetune of base@v1, after v1`.
+fn origin(d: &Detail) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut last = None;
+    for (parent, relation) in &d.parents {
+        match last == Some(relation) {
+            true => parts.push(label(parent)),
+            false => parts.push(format!("{relation} of {}", label(parent))),
+        }
+        last = Some(relation);
+    }
+    parts.extend(d.previous.iter().map(|p| format!("after {}", p.version)));
+    parts.join(", ")
 }
 
 fn as_json(repo: &Arc<Repo>, d: &Detail) -> Value {

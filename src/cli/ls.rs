@@ -10,6 +10,8 @@ use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::ModelName;
 use crate::repo::Head;
+use crate::repo::charge::Charges;
+use crate::repo::graph::stored;
 
 /// List the models, or the versions of one
 #[derive(clap::Args)]
@@ -18,13 +20,13 @@ pub struct Args {
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
-    let (_, mut session) = g.session()?;
-    let mut heads = ask!(session, Request::List, Response::Heads(h) => h)?;
-    if let Some(model) = &a.model {
-        heads.retain(|h| h.model == *model);
-        if heads.is_empty() {
-            bail!("no model '{model}' here; 'mgit ls' lists them");
-        }
+    let (repo, mut session) = g.session()?;
+    let all = ask!(session, Request::List, Response::Heads(h) => h)?;
+    drop(session);
+    let of = |model: &ModelName| all.iter().filter(|h| h.model == *model).cloned().collect::<Vec<_>>();
+    let heads = a.model.as_ref().map_or_else(|| all.clone(), of);
+    if let (Some(model), true) = (&a.model, heads.is_empty()) {
+        bail!("no model '{model}' here; 'mgit ls' lists them");
     }
     if g.json {
         let row = |h: &Head| {
@@ -34,29 +36,40 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         out::print_json(&json!({"versions": heads.iter().map(row).collect::<Vec<_>>()}))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let charges = Charges::new(repo, all);
     let lines = match &a.model {
-        Some(_) => out::table(&["VERSION", "CREATED (UTC)", ">SIZE", "ID"], &versions(&heads)),
+        Some(_) => out::table(&["VERSION", "ID", "CREATED", ">SIZE", ">STORED", ">SAVED"], &versions(&heads, &charges)),
         None if heads.is_empty() => vec!["no models yet; 'mgit import DIR' stores one".to_owned()],
-        None => out::table(&["MODEL", ">VERSIONS", "NEWEST", "CREATED (UTC)", ">SIZE"], &models(&heads)),
+        None => out::table(
+            &["MODEL", ">VERSIONS", "NEWEST", "CREATED", ">SIZE", ">STORED", ">SAVED"],
+            &models(&heads, &charges),
+        ),
     };
     out::print_lines(lines)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn versions(heads: &[Head]) -> Vec<Vec<String>> {
-    let row = |h: &Head| vec![h.version.to_string(), out::time(h.created), out::size(h.bytes), h.id.short()];
+fn versions(heads: &[Head], charges: &Charges) -> Vec<Vec<String>> {
+    let row = |h: &Head| {
+        let mut cells = vec![h.version.to_string(), h.id.short(), out::ago(h.created)];
+        cells.extend(out::costs(h.bytes, stored(charges, &h.id)));
+        cells
+    };
     heads.iter().map(row).collect()
 }
 
 /// A row for each model: its newest version, and the size of all.
-fn models(heads: &[Head]) -> Vec<Vec<String>> {
+fn models(heads: &[Head], charges: &Charges) -> Vec<Vec<String>> {
     let mut by_model = std::collections::BTreeMap::<&ModelName, Vec<&Head>>::new();
     heads.iter().for_each(|h| by_model.entry(&h.model).or_default().push(h));
     let row = |(model, versions): (&ModelName, Vec<&Head>)| {
         let newest = versions[versions.len() - 1];
         let bytes = versions.iter().map(|h| h.bytes).sum();
-        let (count, created) = (versions.len().to_string(), out::time(newest.created));
-        vec![model.to_string(), count, newest.version.to_string(), created, out::size(bytes)]
+        let stored = versions.iter().map(|h| stored(charges, &h.id)).sum::<Option<u64>>();
+        let (count, created) = (versions.len().to_string(), out::ago(newest.created));
+        let mut cells = vec![model.to_string(), count, newest.version.to_string(), created];
+        cells.extend(out::costs(bytes, stored));
+        cells
     };
     by_model.into_iter().map(row).collect()
 }

@@ -9,7 +9,7 @@ use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
-use crate::model::record::{EntryKind, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry, VersionRecord};
 use crate::repo::Head;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
@@ -36,7 +36,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 
 fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
     let files = record.files.iter().zip(charges).filter(|(f, _)| f.kind == EntryKind::File);
-    let file = |(f, stored): (&crate::model::record::FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
+    let file = |(f, stored): (&FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
     json!({
         "model": d.head.model, "version": d.head.version, "id": d.head.id,
         "created": record.created, "message": record.message, "lossy": Value::Null,
@@ -50,26 +50,34 @@ fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
 }
 
 fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
-    let removed = |h: &Head| if h.removed { " (removed)" } else { "" };
-    let mut lines = vec![
-        format!("{}", label(&d.head)),
-        format!("id        {}", d.head.id),
-        format!("created   {} UTC", out::time(record.created)),
-    ];
-    lines.extend(record.message.lines().map(|l| format!("message   {l}")));
-    lines.extend(d.parents.iter().map(|(p, r)| format!("parent    {}{} ({r})", label(p), removed(p))));
-    lines.extend(d.previous.iter().map(|p| format!("previous  {}{}", label(p), removed(p))));
-    lines.extend(d.next.iter().map(|n| format!("next      {}{}", label(n), removed(n))));
-    lines.extend(d.children.iter().map(|(c, r)| format!("child     {}{} ({r})", label(c), removed(c))));
+    let name = |h: &Head| if h.removed { format!("{} (removed)", label(h)) } else { label(h) };
+    let fact = |what: &str, value: String| format!("{}  {value}", out::painted(out::DIM, &format!("{what:<8}")));
+    let created = format!("{}, {} UTC", out::ago(record.created), out::time(record.created));
     let (logical, stored) = (record.logical_bytes(), charges.iter().sum::<u64>());
-    let share = 100.0 * stored as f64 / logical.max(1) as f64;
-    lines.push(format!("size      {}, stored in {} ({share:.1} %)", out::size(logical), out::size(stored)));
+    let saved = match out::saved(logical, stored) {
+        none if none.is_empty() => none,
+        share => format!(", saved {share}"),
+    };
+    let mut lines = vec![
+        out::painted(out::BOLD, &label(&d.head)),
+        fact("id", d.head.id.to_string()),
+        fact("created", created),
+        fact("size", format!("{}, stored in {}{saved}", out::size(logical), out::size(stored))),
+    ];
+    lines.extend(record.message.lines().map(|l| fact("message", out::harmless(l))));
+    lines.extend(d.parents.iter().map(|(p, r)| fact("parent", format!("{} ({r})", name(p)))));
+    lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));
+    lines.extend(d.next.iter().map(|n| fact("next", name(n))));
+    lines.extend(d.children.iter().map(|(c, r)| fact("child", format!("{} ({r})", name(c)))));
     lines.push(String::new());
-    let row = |(f, stored): (&crate::model::record::FileEntry, &u64)| match f.kind {
-        EntryKind::File => vec![printable(&f.path), out::size(f.bytes), out::size(*stored), f.digest.short()],
-        EntryKind::Directory => vec![format!("{}/", printable(&f.path)), String::new(), String::new(), String::new()],
+    let row = |(f, stored): (&FileEntry, &u64)| match f.kind {
+        EntryKind::File => {
+            let [size, stored, saved] = out::costs(f.bytes, Some(*stored));
+            vec![printable(&f.path), size, stored, saved, f.digest.short()]
+        }
+        EntryKind::Directory => [&format!("{}/", printable(&f.path)), "", "", "", ""].map(str::to_owned).to_vec(),
     };
     let rows: Vec<_> = record.files.iter().zip(charges).map(row).collect();
-    lines.extend(out::table(&["FILE", ">SIZE", ">STORED", "BLAKE3"], &rows));
+    lines.extend(out::table(&["FILE", ">SIZE", ">STORED", ">SAVED", "BLAKE3"], &rows));
     lines
 }

@@ -1,7 +1,8 @@
 //! Pure values: ids, names, the layout of safetensors files, recipes, version records, journal events,
-//! the lineage graph. No I/O.
+//! the lineage, and drawings of it. No I/O.
 pub mod dtype;
 pub mod event;
+pub mod graph;
 pub mod id;
 pub mod layout;
 pub mod lineage;

@@ -11,6 +11,7 @@ pub mod encode;
 pub mod engine;
 pub mod export;
 pub mod fsck;
+pub mod graph;
 pub mod hash;
 pub mod import;
 pub mod keep;
