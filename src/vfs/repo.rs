@@ -12,11 +12,11 @@ use crate::model::id::Id;
 use crate::model::name::ModelName;
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
-use crate::repo::RepoError;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
 use crate::repo::keep::{Count, Keeper};
 use crate::repo::read::FileReader;
+use crate::repo::{Repo, RepoError};
 
 /// Models whose versions are held in memory.
 const MAX_MODELS: usize = 1 << 16;
@@ -143,12 +143,12 @@ impl Source for RepoSource {
     }
 
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {
-        let reader = told(self.engine.repo.open_file(&entry.recipe))?;
-        let Some(keeper) = &self.keeper else { return Ok(Arc::new(reader)) };
-        if let Some(file) = keeper.file(entry) {
-            return Ok(Arc::new(Plain { file, reader }));
+        let repo = &self.engine.repo;
+        if let Some(file) = self.keeper.as_ref().and_then(|k| k.file(entry)) {
+            return Ok(Arc::new(Plain { file, repo: repo.clone(), recipe: entry.recipe }));
         }
-        Ok(match keeper.count(entry) {
+        let reader = told(repo.open_file(&entry.recipe))?;
+        Ok(match self.keeper.as_ref().and_then(|k| k.count(entry)) {
             Some(count) => Arc::new(Counted { reader, count }),
             None => Arc::new(reader),
         })
@@ -182,14 +182,15 @@ impl ReadAt for Counted {
 /// A file that is kept plain. What cannot be read of it is rebuilt.
 struct Plain {
     file: File,
-    reader: FileReader,
+    repo: Arc<Repo>,
+    recipe: Id,
 }
 
 impl ReadAt for Plain {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         self.file.read_exact_at(buf, offset).or_else(|e| {
             log::warn!("a file of the disk cache cannot be read ({e}); it is rebuilt from the store");
-            told(self.reader.read_at(offset, buf))
+            told(self.repo.open_file(&self.recipe).and_then(|reader| reader.read_at(offset, buf)))
         })
     }
 
