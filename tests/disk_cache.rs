@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{Bench, Mount, base_tensors, safetensors, tuned_tensors};
+use common::{Bench, Map, Mount, base_tensors, safetensors, tuned_tensors};
 
 const CACHE: &[&str] = &["--disk-cache", "64MiB"];
 
@@ -184,29 +184,4 @@ fn the_cache_is_steered_by_hand_and_stays_within_its_size() {
     let _mount = bench.mount(&[]).unwrap();
     assert!(bench.fails(&["cache", "add", "base"]).contains("--disk-cache"), "a mount without one");
     assert!(cached(&bench).is_empty());
-}
-
-/// A file, mapped.
-struct Map(*mut libc::c_void, usize);
-
-impl Map {
-    fn of(file: &File, len: usize) -> Map {
-        // SAFETY: a new read-only mapping, checked below.
-        let at =
-            unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Map(at, len)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has so many bytes while self lives, and its file never changes.
-        unsafe { std::slice::from_raw_parts(self.0.cast(), self.1) }
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: mapped by us, and no slice of it outlives self.
-        unsafe { libc::munmap(self.0, self.1) };
-    }
 }

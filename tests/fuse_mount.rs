@@ -2,6 +2,8 @@
 //!
 //! Where there is no `/dev/fuse` these tests say so and pass, unless `MGIT_REQUIRE_FUSE=1`.
 
+mod common;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,6 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::Map;
 use mgit::mount::{self, MountOptions, Mounted};
 use mgit::vfs::fake::{Fake, pattern};
 use mgit::vfs::{ReadAt, ReadError, Source, Version, Vfs};
@@ -164,31 +167,6 @@ fn reads_at_odd_places_by_read_and_by_mmap() {
     let mut buf = vec![0; 2 << 20];
     direct.read_exact_at(&mut buf, 1 << 20).unwrap();
     assert!(buf.iter().enumerate().all(|(i, b)| *b == pattern((1 << 20) + i as u64)));
-}
-
-/// A file mapped for reading.
-struct Map(*mut libc::c_void, usize);
-
-impl Map {
-    fn of(file: &File, len: usize) -> Map {
-        // SAFETY: a fresh private mapping of an open file.
-        let at =
-            unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Map(at, len)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped for as long as `self` lives; the file never changes.
-        unsafe { std::slice::from_raw_parts(self.0.cast(), self.1) }
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: this is the whole mapping, and no slice of it is left.
-        unsafe { libc::munmap(self.0, self.1) };
-    }
 }
 
 #[test]

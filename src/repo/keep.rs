@@ -36,6 +36,12 @@ struct Wish {
     bytes: u64,
 }
 
+impl Wish {
+    fn of(entry: &FileEntry) -> Wish {
+        Wish { digest: entry.digest, recipe: entry.recipe, bytes: entry.bytes }
+    }
+}
+
 /// Counts what is read of one file, through all its handles.
 pub struct Count {
     wish: Wish,
@@ -175,7 +181,7 @@ impl Keeper {
 
     /// Counts what is read of a file that may be kept one day.
     pub fn count(&self, entry: &FileEntry) -> Option<Arc<Count>> {
-        let wish = Wish { digest: entry.digest, recipe: entry.recipe, bytes: entry.bytes };
+        let wish = Wish::of(entry);
         let mut counts = self.counts();
         if entry.bytes < MIN_BYTES || !self.files.has_room(entry.bytes) || counts.len() >= MAX_COUNTED {
             return None;
@@ -196,7 +202,7 @@ impl Keeper {
             )));
         }
         for e in &large {
-            self.keep(&Wish { digest: e.digest, recipe: e.recipe, bytes: e.bytes })?;
+            self.keep(&Wish::of(e))?;
         }
         Ok((large.len() as u64, bytes))
     }

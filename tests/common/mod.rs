@@ -5,6 +5,7 @@
 pub mod lab;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -127,6 +128,31 @@ impl Drop for Mount<'_> {
         if self.bench.run(&["umount", at]).code != 0 {
             self.bench.run(&["umount", "--lazy", at]);
         }
+    }
+}
+
+/// A file mapped for reading.
+pub struct Map(*mut libc::c_void, usize);
+
+impl Map {
+    pub fn of(file: &fs::File, len: usize) -> Map {
+        let fd = file.as_raw_fd();
+        // SAFETY: a fresh private mapping of an open file, checked below.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        Map(at, len)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for as long as `self` lives; the file never changes.
+        unsafe { std::slice::from_raw_parts(self.0.cast(), self.1) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: this is the whole mapping, and no slice of it is left.
+        unsafe { libc::munmap(self.0, self.1) };
     }
 }
 
