@@ -20,9 +20,10 @@ use crate::model::id::{Id, path_tag};
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
-use crate::repo::engine::{Detail, Engine};
+use crate::repo::engine::{Above, Detail, Engine};
 use crate::repo::graph;
 use crate::repo::keep::{self, Keeper, Kept};
+use crate::repo::origin::Move;
 use crate::repo::{Repo, RepoError};
 
 /// Longest request or response on the wire.
@@ -48,7 +49,12 @@ pub enum Request {
     NextName(ModelName),
     /// Fails when the name was ever used.
     CheckName(ModelName, VersionName),
-    Publish(Event),
+    /// A commit, and the guessed edges that move to it.
+    Publish(Event, Vec<Move>),
+    /// The ids of all commits from that one on.
+    Since(u64),
+    /// A living version and what it comes from.
+    Above(Id),
     Remove(Vec<VersionRef>),
     Link(VersionRef, VersionRef, Option<Relation>),
     Unlink(VersionRef, VersionRef),
@@ -72,6 +78,8 @@ pub enum Response {
     Heads(Vec<Head>),
     Pair(Head, Head),
     Detail(Detail),
+    Above(Option<Above>),
+    Ids(Vec<Id>),
     Details(Vec<Detail>),
     Graph(Graph),
     Name(VersionName),
@@ -103,7 +111,9 @@ pub fn answer(engine: &Engine, request: Request, mounted: Option<&Mounted>) -> R
         Request::Graph => Response::Graph(graph::graph(engine)?),
         Request::NextName(m) => Response::Name(engine.next_name(&m)?),
         Request::CheckName(m, v) => engine.refuse_used(&m, &v).map(|()| Response::Done)?,
-        Request::Publish(event) => Response::Head(engine.publish(event)?),
+        Request::Publish(event, moves) => Response::Head(engine.publish(event, &moves)?),
+        Request::Since(seq) => Response::Ids(engine.catalog().since(seq)?),
+        Request::Above(id) => Response::Above(engine.above(&id)?),
         Request::Remove(refs) => Response::Heads(engine.remove(&refs)?),
         Request::Link(c, p, r) => pair(engine.link(&c, &p, r)?),
         Request::Unlink(c, p) => pair(engine.unlink(&c, &p)?),

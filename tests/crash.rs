@@ -144,7 +144,7 @@ impl Inputs {
                 let previous = previous.as_ref().map(id).transpose()?;
                 let importer = self.lab.open(sim, CACHE)?;
                 let prepared = self.lab.prepare(&importer, &self.lab.input(input), version, &parents, previous)?;
-                engine.publish(prepared.event())?;
+                engine.publish(prepared.event(), &[])?;
             }
             Step::Link(child, parent) => {
                 engine.link(&reference(child), &reference(parent), Some(Relation::Distill))?;

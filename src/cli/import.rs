@@ -14,10 +14,12 @@ use crate::ask;
 use crate::codec;
 use crate::control::{Request, Response, Session};
 use crate::model::id::Id;
-use crate::model::name::{VersionName, VersionRef};
-use crate::model::record::{EntryKind, Relation};
+use crate::model::name::{ModelName, VersionName, VersionRef};
+use crate::model::record::{EntryKind, Origin, ParentEdge, Relation};
 use crate::repo::Head;
-use crate::repo::import::{ImportSpec, Prepared, prepare, rename_prepared};
+use crate::repo::engine::{Above, label};
+use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, prepare, rename_prepared};
+use crate::repo::origin::{self, Ask, Move, New};
 use crate::repo::{Repo, RepoError, hash, progress, walk};
 
 /// Store a model directory, or one .safetensors file, as a new version
@@ -179,6 +181,10 @@ impl Turn {
     }
 
     fn session(&mut self) -> Result<&mut Session> {
+        Ok(self.say()?)
+    }
+
+    fn say(&mut self) -> Result<&mut Session, RepoError> {
         if self.held.as_ref().is_some_and(|(_, since)| since.elapsed() > Turn::KEPT) {
             self.held = None;
             std::thread::sleep(Turn::LEFT);
@@ -222,15 +228,20 @@ fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
 fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
     let start = Instant::now();
     refuse_own_mount(turn.session()?, path)?;
-    let place = resolve(turn.session()?, a, &name)?;
+    let mut place = resolve(turn.session()?, a, &name)?;
     turn.work(path)?;
+    let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
+    let hashed = hash_all(&turn.repo, path, &bar)?;
+    place.look(turn, a, &name.model, &hashed, &bar)?;
     let spec = ImportSpec {
-        path: path.to_owned(),
         model: name.model.clone(),
         version: place.version.clone(),
-        parents: place.parents.iter().map(|h| h.id).collect(),
+        parents: place.parents.iter().map(|(_, e)| *e).collect(),
         previous: place.previous.as_ref().map(|h| h.id),
-        relation: a.relation.map(|r| r.0),
+        guess: place.guess,
+        told: a.relation.is_none(),
+        origin: place.origin.clone(),
+        near: place.near.clone(),
         message: a.message.clone(),
         effort: match a.effort {
             Effort::Fast => codec::Effort::Fast,
@@ -238,10 +249,9 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
             Effort::Max => codec::Effort::Max,
         },
     };
-    let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
-    let prepared = prepare(&turn.repo, &spec, &bar)?;
+    let prepared = prepare(&turn.repo, &spec, &hashed, &bar)?;
     bar.done();
-    let prepared = publish(turn, prepared, name.version.is_none())?;
+    let prepared = publish(turn, prepared, &place.moves, name.version.is_none())?;
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;
@@ -252,8 +262,13 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
 /// The lineage of the version to be.
 struct Place {
     version: VersionName,
-    parents: Vec<Head>,
+    parents: Vec<(Head, ParentEdge)>,
     previous: Option<Head>,
+    /// `previous` was found by content.
+    guess: bool,
+    origin: Option<Origin>,
+    moves: Vec<Move>,
+    near: Vec<Id>,
 }
 
 fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> {
@@ -264,15 +279,16 @@ fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> 
         }
         None => ask!(session, Request::NextName(name.model.clone()), Response::Name(v) => v)?,
     };
-    let (mut parents, mut previous) = (Vec::<Head>::new(), None);
+    let (mut parents, mut previous) = (Vec::<(Head, ParentEdge)>::new(), None);
     for p in &a.parents {
         let head = ask!(session, Request::Resolve(p.clone()), Response::Head(h) => h)?;
         if head.model == name.model {
             if previous.replace(head).is_some() {
                 bail!("a version follows one other of its model; give one --parent of {}", name.model);
             }
-        } else if !parents.iter().any(|h| h.id == head.id) {
-            parents.push(head);
+        } else if !parents.iter().any(|(h, _)| h.id == head.id) {
+            let edge = ParentEdge::new(head.id, a.relation.map_or(Relation::Derived, |r| r.0));
+            parents.push((head, edge));
         }
     }
     if previous.is_none() && !a.no_parent {
@@ -281,7 +297,46 @@ fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> 
             previous = Some(head);
         }
     }
-    Ok(Place { version, parents, previous })
+    Ok(Place { version, parents, previous, guess: false, origin: None, moves: vec![], near: vec![] })
+}
+
+impl Place {
+    /// What the content says: of the relation to parents that were named, or which parents there are.
+    fn look(&mut self, turn: &mut Turn, a: &Args, model: &ModelName, hashed: &Hashed, bar: &out::Bar) -> Result<()> {
+        let new = New { model, files: &hashed.files() };
+        let repo = turn.repo.clone();
+        if !self.parents.is_empty() && a.relation.is_none() {
+            let heads: Vec<Head> = self.parents.iter().map(|(h, _)| h.clone()).collect();
+            let edges = origin::told(&repo, &new, &heads)?;
+            self.parents.iter_mut().zip(edges).for_each(|(p, e)| p.1 = e);
+        }
+        if !a.parents.is_empty() || a.no_parent {
+            return Ok(());
+        }
+        let found = origin::find(&repo, turn, &new, bar)?;
+        self.guess = found.previous.is_some();
+        self.previous = found.previous.or(self.previous.take());
+        (self.parents, self.origin, self.moves) = (found.parents, Some(found.origin), found.moves);
+        self.near = found.near;
+        Ok(())
+    }
+}
+
+impl Ask for Turn {
+    fn since(&mut self, seq: u64) -> Result<Vec<Id>, RepoError> {
+        ask!(self.say()?, Request::Since(seq), Response::Ids(ids) => ids)
+    }
+
+    fn above(&mut self, id: &Id) -> Result<Option<Above>, RepoError> {
+        ask!(self.say()?, Request::Above(*id), Response::Above(above) => above)
+    }
+
+    fn find(&mut self, name: &VersionRef) -> Result<Option<Head>, RepoError> {
+        match self.say()?.call(Request::Resolve(name.clone())) {
+            Ok(Response::Head(head)) => Ok(Some(head)),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// A mount would be read through itself, its own reads feeding the store.
@@ -295,7 +350,7 @@ fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
 }
 
 /// Makes the version visible; under the next free name when a default one was taken meanwhile.
-fn publish(turn: &mut Turn, mut prepared: Prepared, default_name: bool) -> Result<Prepared> {
+fn publish(turn: &mut Turn, mut prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
     for _ in 0..100 {
         let session = turn.session()?;
         let (model, version) = (prepared.record.model.clone(), prepared.record.version.clone());
@@ -304,7 +359,7 @@ fn publish(turn: &mut Turn, mut prepared: Prepared, default_name: bool) -> Resul
             prepared = rename_prepared(&turn.repo, prepared, next)?;
             continue;
         }
-        ask!(session, Request::Publish(prepared.event()), Response::Head(h) => h)?;
+        ask!(session, Request::Publish(prepared.event(), moves.to_vec()), Response::Head(h) => h)?;
         return Ok(prepared);
     }
     bail!("{}: other imports keep taking the next name; use --as MODEL@VERSION", prepared.record.model)
@@ -316,19 +371,26 @@ fn tell_import(p: &Prepared, place: &Place, seconds: f64) -> Result<()> {
     let share = 100.0 * p.new_stored_bytes as f64 / logical.max(1) as f64;
     let (raw, new) = (out::size(logical), out::size(p.new_stored_bytes));
     let mut lines = vec![format!("{model}@{version}  {raw} stored in {new} ({share:.1} %), {seconds:.1} s")];
-    for (head, edge) in place.parents.iter().zip(&p.record.parents) {
-        lines.push(format!("  {} of {}@{}", edge.relation, head.model, head.version));
+    for ((head, _), edge) in place.parents.iter().zip(&p.record.parents) {
+        let guess = if edge.guess { " (the direction is a guess; 'mgit link' fixes it)" } else { "" };
+        lines.push(format!("  {} of {}{guess}", edge.relation, label(head)));
     }
-    lines.extend(place.previous.iter().map(|h| format!("  after {}@{}", h.model, h.version)));
+    lines.extend(place.previous.iter().map(|h| format!("  after {}", label(h))));
+    if let Some(o) = &place.origin {
+        let sure = o.confidence.map(|c| format!(" ({:.0} % sure)", 100.0 * c.0)).unwrap_or_default();
+        lines.push(format!("  found by content{sure}: {}", o.evidence));
+        lines.extend(o.hints.iter().map(|h| format!("  claimed in {h}")));
+    }
     Ok(out::print_lines(lines)?)
 }
 
 fn report(p: &Prepared, place: &Place, seconds: f64) -> Value {
-    let related = |(h, e): (&Head, &crate::model::record::ParentEdge)| out::related(&(h.clone(), e.relation));
+    let related = |((h, _), e): (&(Head, ParentEdge), &ParentEdge)| out::related(&(h.clone(), e.relation));
     json!({
         "model": p.record.model, "version": p.record.version, "id": p.id,
         "parents": place.parents.iter().zip(&p.record.parents).map(related).collect::<Vec<_>>(),
         "previous": place.previous.as_ref().map(out::version),
+        "origin": place.origin,
         "logical_bytes": p.record.logical_bytes(),
         "new_stored_bytes": p.new_stored_bytes,
         "seconds": (seconds * 1000.0).round() / 1000.0,

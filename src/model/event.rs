@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Id;
 use super::name::{ModelName, VersionName};
-use super::record::{ParentEdge, Relation};
+use super::record::{ParentEdge, Relation, is_false};
 
 /// One journal entry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -27,14 +27,29 @@ pub enum Event {
         /// Logical bytes of all files.
         bytes: u64,
         previous: Option<Id>,
+        /// `previous` was found by content alone.
+        #[serde(default, skip_serializing_if = "is_false")]
+        guess: bool,
         parents: Vec<ParentEdge>,
     },
     /// The version is gone; its name is not used again.
     Remove { model: ModelName, version: VersionName, id: Id },
     /// A provenance edge, appended to the child's parents (or its relation replaced).
-    Link { child: Id, parent: Id, relation: Relation },
+    Link {
+        child: Id,
+        parent: Id,
+        relation: Relation,
+        /// Nobody named it.
+        #[serde(default, skip_serializing_if = "is_false")]
+        guess: bool,
+    },
     /// A version edge: `id` follows `previous` within its model.
-    Follow { id: Id, previous: Id },
+    Follow {
+        id: Id,
+        previous: Id,
+        #[serde(default, skip_serializing_if = "is_false")]
+        guess: bool,
+    },
     /// No edge of either kind from `child` to `parent` any longer.
     Unlink { child: Id, parent: Id },
 }

@@ -11,4 +11,5 @@ pub mod number;
 pub mod object;
 pub mod recipe;
 pub mod record;
+pub mod sketch;
 pub mod wire;

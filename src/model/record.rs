@@ -68,11 +68,57 @@ impl std::fmt::Display for Relation {
     }
 }
 
+/// A finite number.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Real(pub f64);
+
+impl Eq for Real {}
+
 /// A provenance edge to a parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ParentEdge {
     pub id: Id,
     pub relation: Relation,
+    /// The parent's share in a merge, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coefficient: Option<Real>,
+    /// Found by content alone: which of the two came first is told by nothing but the order of their imports.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub guess: bool,
+}
+
+impl ParentEdge {
+    /// One that somebody named.
+    pub fn new(id: Id, relation: Relation) -> ParentEdge {
+        ParentEdge { id, relation, coefficient: None, guess: false }
+    }
+}
+
+pub(super) fn is_false(b: &bool) -> bool {
+    !b
+}
+
+/// What the content said about where a version comes from, when nobody did.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    /// From 0 to 1; none where no parent was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Real>,
+    /// Share of the tensors' bytes that the nearest version has bit for bit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identical: Option<Real>,
+    /// Root mean square of the matrices' relative distances to the parents (or the mix of them), from samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Real>,
+    /// The evidence in words.
+    pub evidence: String,
+    /// The version that has the same files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_of: Option<Id>,
+    /// What the model's card or adapter configuration claims, which is not believed over the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
 }
 
 /// What stands at a path of a version.
@@ -106,6 +152,8 @@ pub struct VersionRecord {
     pub message: String,
     pub previous: Option<Id>,
     pub parents: Vec<ParentEdge>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub files: Vec<FileEntry>,
 }
 
@@ -167,7 +215,8 @@ mod tests {
             created: Timestamp::UNIX_EPOCH,
             message: "first".into(),
             previous: None,
-            parents: vec![ParentEdge { id: Id([3; 32]), relation: Relation::Finetune }],
+            parents: vec![ParentEdge::new(Id([3; 32]), Relation::Finetune)],
+            origin: None,
             files: paths.iter().map(entry).collect(),
         }
     }

@@ -16,7 +16,7 @@ use super::pair::Near;
 use super::progress::Progress;
 use super::read::cost;
 use super::{Repo, RepoError};
-use crate::codec::{self, Effort, Plan, Spec};
+use crate::codec::{self, Effort, Formula, Plan, Spec};
 use crate::model::dtype::Elem;
 use crate::model::id::{BLOCK, block_count, block_len, block_value};
 use crate::model::object::{Base, BlockInfo, ObjectRecord};
@@ -63,6 +63,29 @@ struct Active {
     blocks: Vec<BlockInfo>,
 }
 
+/// Bytes of the tensors that were built on others, and of those that differ by matrices of low rank.
+#[derive(Default)]
+pub struct Tally {
+    built: u64,
+    low_rank: u64,
+}
+
+impl Tally {
+    /// Is most of what changed a merged low-rank adapter?
+    pub fn is_low_rank(&self) -> bool {
+        self.low_rank * 5 >= self.built * 4 && self.low_rank > 0
+    }
+
+    fn add(&mut self, todo: &Todo, source: &Source) {
+        if !source.bases.is_empty() {
+            self.built += todo.length();
+        }
+        if matches!(source.formula, Some(Formula::LowRank(_))) {
+            self.low_rank += todo.length();
+        }
+    }
+}
+
 /// Writes all of `todo` to the pack, in order.
 pub fn encode_all(
     repo: &Repo,
@@ -70,7 +93,8 @@ pub fn encode_all(
     effort: Effort,
     writer: &mut PackWriter,
     progress: &dyn Progress,
-) -> Result<(), RepoError> {
+) -> Result<Tally, RepoError> {
+    let mut tally = Tally::default();
     let mut active: Vec<Option<Active>> = todo.iter().map(|_| None).collect();
     let mut jobs = todo
         .iter()
@@ -92,11 +116,12 @@ pub fn encode_all(
             progress.stored(block_len(todo[t].length(), index) as u64);
             if a.blocks.len() as u64 == block_count(todo[t].length()) {
                 let done = active[t].take().expect("started");
+                tally.add(&todo[t], &done.source);
                 writer.put_object(&finish(&todo[t], done))?;
             }
         }
     }
-    Ok(())
+    Ok(tally)
 }
 
 /// Plans for the objects whose first block is in the batch.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::origin::Move;
 use super::{Head, Repo, RepoError};
 use crate::model::event::Event;
 use crate::model::id::Id;
@@ -28,6 +29,14 @@ pub struct Detail {
     pub previous: Option<Head>,
     pub next: Vec<Head>,
     pub children: Vec<(Head, Relation)>,
+}
+
+/// A version and what it comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Above {
+    pub head: Head,
+    pub parents: Vec<(Head, ParentEdge)>,
+    pub previous: Option<Head>,
 }
 
 /// Catalog, journal and the lock that makes them ours.
@@ -102,8 +111,8 @@ impl Engine {
         }
     }
 
-    /// Makes a sealed import visible. `event` must be a commit whose record lies in a pack.
-    pub fn publish(&self, event: Event) -> Result<Head, RepoError> {
+    /// Makes a sealed import visible, and moves guessed edges to it. `event` must be a commit whose record lies in a pack.
+    pub fn publish(&self, event: Event, moves: &[Move]) -> Result<Head, RepoError> {
         let Event::Commit { model, version, id, previous, parents, .. } = &event else {
             return Err(RepoError::refused("only a commit can be published"));
         };
@@ -121,8 +130,36 @@ impl Engine {
             }
         }
         let id = *id;
-        self.commit(&mut journal, vec![event])?;
+        let moved = self.moved(&event, id, moves)?;
+        self.commit(&mut journal, [vec![event], moved].concat())?;
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
+    }
+
+    /// The moves as events, but for those that the lineage has overtaken or that would close a circle.
+    fn moved(&self, commit: &Event, new: Id, moves: &[Move]) -> Result<Vec<Event>, RepoError> {
+        let Event::Commit { previous, parents, .. } = commit else { return Ok(vec![]) };
+        let mut events = Vec::new();
+        if moves.is_empty() {
+            return Ok(events);
+        }
+        let mut edges = self.edges()?;
+        edges.extend(parents.iter().map(|p| &p.id).chain(previous).map(|p| (*p, new)));
+        for m in moves {
+            let now = self.catalog().parents(&m.child)?;
+            let stands = match m.from {
+                Some(from) => matches!(now[..], [edge] if edge.id == from && edge.guess),
+                None => now.is_empty(),
+            };
+            edges.retain(|(parent, child)| *child != m.child || Some(*parent) != m.from);
+            if !stands || Lineage::from_edges(edges.iter().copied()).circle(new, m.child).is_some() {
+                edges.extend(m.from.filter(|_| !now.is_empty()).map(|from| (from, m.child)));
+                continue;
+            }
+            edges.push((new, m.child));
+            events.extend(m.from.map(|parent| Event::Unlink { child: m.child, parent }));
+            events.push(Event::Link { child: m.child, parent: new, relation: m.relation, guess: m.guess });
+        }
+        Ok(events)
     }
 
     /// What the import found stored already must still be there.
@@ -168,10 +205,10 @@ impl Engine {
             true if relation.is_some() => {
                 return Err(RepoError::refused("versions of one model follow each other; leave --relation out"));
             }
-            true => Event::Follow { id: child.id, previous: parent.id },
+            true => Event::Follow { id: child.id, previous: parent.id, guess: false },
             false => {
                 let relation = relation.unwrap_or(Relation::Derived);
-                Event::Link { child: child.id, parent: parent.id, relation }
+                Event::Link { child: child.id, parent: parent.id, relation, guess: false }
             }
         };
         self.commit(&mut journal, vec![event])?;
@@ -224,11 +261,7 @@ impl Engine {
     }
 
     pub fn detail_of(&self, head: Head) -> Result<Detail, RepoError> {
-        let head_of = |id: &Id| {
-            self.catalog()
-                .by_id(id)?
-                .ok_or_else(|| RepoError::damaged(format!("an edge leads to {id}, which never was committed")))
-        };
+        let head_of = |id: &Id| self.end(id);
         let ends = |edges: Vec<ParentEdge>| {
             edges.iter().map(|e| Ok((head_of(&e.id)?, e.relation))).collect::<Result<Vec<_>, RepoError>>()
         };
@@ -241,14 +274,34 @@ impl Engine {
         })
     }
 
+    /// A living version and what it comes from.
+    pub fn above(&self, id: &Id) -> Result<Option<Above>, RepoError> {
+        let Some(head) = self.catalog().by_id(id)?.filter(|h| !h.removed) else { return Ok(None) };
+        let parents = self.catalog().parents(id)?.into_iter().map(|e| Ok((self.end(&e.id)?, e)));
+        let parents = parents.collect::<Result<Vec<_>, RepoError>>()?;
+        let previous = head.previous.as_ref().map(|p| self.end(p)).transpose()?;
+        Ok(Some(Above { head, parents, previous }))
+    }
+
+    /// The version at an edge's end.
+    fn end(&self, id: &Id) -> Result<Head, RepoError> {
+        let head = self.catalog().by_id(id)?;
+        head.ok_or_else(|| RepoError::damaged(format!("an edge leads to {id}, which never was committed")))
+    }
+
     /// All edges, those of removed versions too.
     pub fn lineage(&self) -> Result<Lineage, RepoError> {
+        Ok(Lineage::from_edges(self.edges()?))
+    }
+
+    /// From the older to the newer.
+    fn edges(&self) -> Result<Vec<(Id, Id)>, RepoError> {
         let mut edges = Vec::new();
         for head in self.catalog().ever_all()? {
             edges.extend(head.previous.map(|p| (p, head.id)));
             edges.extend(self.catalog().parents(&head.id)?.iter().map(|p| (p.id, head.id)));
         }
-        Ok(Lineage::from_edges(edges))
+        Ok(edges)
     }
 
     fn name_of(&self, id: &Id) -> Result<String, RepoError> {

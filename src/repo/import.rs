@@ -5,11 +5,11 @@
 //! removed.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::encode::{Todo, encode_all};
+use super::encode::{Tally, Todo, encode_all};
 use super::hash::{HashedFile, HashedPiece, hash_file};
 use super::pair::{Candidates, pair};
 use super::progress::Progress;
@@ -19,20 +19,36 @@ use crate::codec::Effort;
 use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
 use crate::model::name::{ModelName, VersionName};
-use crate::model::record::{EntryKind, FileEntry, ParentEdge, Relation, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry, Origin, ParentEdge, Relation, VersionRecord};
 use crate::store::pack::{PackWriter, SealedPack, remove_leftovers};
 
 /// What to import, its place in the lineage already resolved.
 pub struct ImportSpec {
-    pub path: PathBuf,
     pub model: ModelName,
     pub version: VersionName,
-    pub parents: Vec<Id>,
+    pub parents: Vec<ParentEdge>,
     pub previous: Option<Id>,
-    /// `None`: told by what is shared with the parents.
-    pub relation: Option<Relation>,
+    /// `previous` was found by content alone.
+    pub guess: bool,
+    /// Nobody named the relations: what the encoder finds may tell more.
+    pub told: bool,
+    pub origin: Option<Origin>,
+    /// More versions that may be built on, beside the parents and the predecessor.
+    pub near: Vec<Id>,
     pub message: String,
     pub effort: Effort,
+}
+
+/// The files of a model directory, hashed.
+pub struct Hashed {
+    found: Vec<Found>,
+    files: Vec<Option<HashedFile>>,
+}
+
+impl Hashed {
+    pub fn files(&self) -> Vec<&HashedFile> {
+        self.files.iter().flatten().collect()
+    }
 }
 
 /// A sealed pack that waits to be published.
@@ -42,6 +58,8 @@ pub struct Prepared {
     pub pack: String,
     /// Size of the pack: all that this import added.
     pub new_stored_bytes: u64,
+    /// The record's `previous` was found by content alone.
+    guess: bool,
     /// Keep the packs from being taken for garbage until the journal names them.
     leases: Vec<SealedPack>,
 }
@@ -58,32 +76,39 @@ impl Prepared {
             created: r.created,
             bytes: r.logical_bytes(),
             previous: r.previous,
+            guess: self.guess,
             parents: r.parents.clone(),
         }
     }
 }
 
-/// Reads, encodes and seals. `spec.parents` and `spec.previous` are also where bases are looked for.
-pub fn prepare(repo: &Repo, spec: &ImportSpec, progress: &dyn Progress) -> Result<Prepared, RepoError> {
-    refuse_overlap(repo, spec)?;
-    let found = walk::find(&spec.path)?;
-    progress.expect(found.iter().map(|f| if let Found::File { bytes, .. } = f { *bytes } else { 0 }).sum());
-    let hashed = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
-    let files: Vec<&HashedFile> = hashed.iter().flatten().collect();
+/// Reads all files at `path` and hashes them.
+pub fn hash_all(repo: &Repo, path: &Path, progress: &dyn Progress) -> Result<Hashed, RepoError> {
+    refuse_overlap(repo, path)?;
+    let found = walk::find(path)?;
+    progress.expect(walk::bytes(&found));
+    let files = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Hashed { found, files })
+}
+
+/// Encodes and seals. `spec.parents`, `spec.previous` and `spec.near` are where bases are looked for.
+pub fn prepare(repo: &Repo, spec: &ImportSpec, hashed: &Hashed, progress: &dyn Progress) -> Result<Prepared, RepoError> {
+    let files = hashed.files();
     repo.packs.refresh()?;
     let packs = repo.dir.join("packs");
     remove_leftovers(repo.disk.as_ref(), &packs)?;
     let mut writer = PackWriter::create(repo.disk.clone(), &packs)?;
-    let shared = store_objects(repo, spec, &files, &mut writer, progress)?;
+    let tally = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
-    let record = record_of(spec, &found, &hashed, shared);
-    seal(record, writer)
+    let record = record_of(spec, hashed, spec.told && tally.is_low_rank());
+    Ok(Prepared { guess: spec.guess, ..seal(record, writer)? })
 }
 
 /// Seals the same files once more under another version name, after the first was taken meanwhile.
 pub fn rename_prepared(repo: &Repo, prepared: Prepared, version: VersionName) -> Result<Prepared, RepoError> {
     let writer = PackWriter::create(repo.disk.clone(), &repo.dir.join("packs"))?;
     let mut again = seal(VersionRecord { version, ..prepared.record }, writer)?;
+    again.guess = prepared.guess;
     again.new_stored_bytes += prepared.new_stored_bytes;
     again.leases.extend(prepared.leases);
     Ok(again)
@@ -93,16 +118,16 @@ fn seal(record: VersionRecord, mut writer: PackWriter) -> Result<Prepared, RepoE
     let id = writer.put_version(&record.encode())?;
     let sealed = writer.seal()?;
     let (pack, new_stored_bytes) = (sealed.name.clone(), sealed.bytes);
-    Ok(Prepared { record, id, pack, new_stored_bytes, leases: vec![sealed] })
+    Ok(Prepared { record, id, pack, new_stored_bytes, guess: false, leases: vec![sealed] })
 }
 
-fn refuse_overlap(repo: &Repo, spec: &ImportSpec) -> Result<(), RepoError> {
+fn refuse_overlap(repo: &Repo, path: &Path) -> Result<(), RepoError> {
     let real = |p: &std::path::Path| p.canonicalize().map_err(|e| RepoError::file(p, e));
-    let (path, store) = (real(&spec.path)?, real(&repo.dir)?);
-    if path.starts_with(&store) || store.starts_with(&path) {
+    let (real_path, store) = (real(path)?, real(&repo.dir)?);
+    if real_path.starts_with(&store) || store.starts_with(&real_path) {
         return Err(RepoError::refused(format!(
             "{}: this is, or holds, the repository itself; name a model directory",
-            spec.path.display()
+            path.display()
         )));
     }
     Ok(())
@@ -115,25 +140,22 @@ fn hash_found(found: &Found, progress: &dyn Progress) -> Result<Option<HashedFil
     }
 }
 
-/// Writes what is new. True when there is a tensor that the store has bit for bit, or that has a base.
+/// Writes what is new.
 fn store_objects(
     repo: &Repo,
     spec: &ImportSpec,
     files: &[&HashedFile],
     writer: &mut PackWriter,
     progress: &dyn Progress,
-) -> Result<bool, RepoError> {
+) -> Result<Tally, RepoError> {
     let fresh = fresh_objects(repo, files, progress);
-    let bases: Vec<Id> = spec.parents.iter().copied().chain(spec.previous).collect();
+    let mut bases: Vec<Id> = spec.parents.iter().map(|p| p.id).chain(spec.previous).collect();
+    bases.extend(spec.near.iter().filter(|id| !spec.parents.iter().any(|p| p.id == **id)));
     let candidates = Candidates::of_versions(repo, &bases);
     let paired = pair(repo, &candidates, &fresh)?;
-    let tensors: usize = files.iter().flat_map(|f| &f.pieces).filter(|p| !p.piece.dtype().is_empty()).count();
-    let fresh_tensors = fresh.iter().filter(|(_, p)| !p.piece.dtype().is_empty()).count();
-    let shared = fresh_tensors < tensors || paired.iter().any(|near| !near.is_empty());
     let todo: Vec<Todo> =
         fresh.into_iter().zip(paired).map(|((file, piece), near)| Todo { file, piece, near }).collect();
-    encode_all(repo, &todo, spec.effort, writer, progress)?;
-    Ok(shared)
+    encode_all(repo, &todo, spec.effort, writer, progress)
 }
 
 /// The pieces whose objects no pack holds yet, each object once, in file order.
@@ -169,9 +191,11 @@ fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) ->
     Ok(())
 }
 
-fn record_of(spec: &ImportSpec, found: &[Found], hashed: &[Option<HashedFile>], shared: bool) -> VersionRecord {
-    let told = if shared { Relation::Finetune } else { Relation::Derived };
-    let relation = spec.relation.unwrap_or(told);
+fn record_of(spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecord {
+    let edge = |p: &ParentEdge| match p.relation {
+        Relation::Finetune if low_rank => ParentEdge { relation: Relation::Adapter, ..*p },
+        _ => *p,
+    };
     let entry = |(found, hashed): (&Found, &Option<HashedFile>)| match hashed {
         Some(h) => FileEntry {
             path: h.name.clone(),
@@ -194,7 +218,8 @@ fn record_of(spec: &ImportSpec, found: &[Found], hashed: &[Option<HashedFile>], 
         created: Timestamp::now(),
         message: spec.message.clone(),
         previous: spec.previous,
-        parents: spec.parents.iter().map(|&id| ParentEdge { id, relation }).collect(),
-        files: found.iter().zip(hashed).map(entry).collect(),
+        parents: spec.parents.iter().map(edge).collect(),
+        origin: spec.origin.clone(),
+        files: hashed.found.iter().zip(&hashed.files).map(entry).collect(),
     }
 }

@@ -16,6 +16,7 @@ pub mod hash;
 pub mod import;
 pub mod keep;
 pub mod kinship;
+pub mod origin;
 pub mod pair;
 pub mod progress;
 pub mod read;

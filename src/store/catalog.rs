@@ -12,6 +12,7 @@
 //! e child                  parents in order, JSON
 //! k parent child           relation, JSON
 //! x previous id            nothing: `id` follows `previous`
+//! s seq u64 BE             id: all commits in order
 //! ```
 //! A second commit of the same id says nothing. Edges of removed versions stay.
 //!
@@ -33,10 +34,10 @@ use super::{Result, StoreError};
 use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName};
-use crate::model::record::{ParentEdge, Relation};
+use crate::model::record::ParentEdge;
 
 /// Changes with the keys above: another layout is cleared and remade.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
 /// sled allots its file in pieces of this many bytes. Smaller ones push plain values out into files of their own;
 /// larger ones make the catalog of a few versions larger than the rest of a small repository.
 const SEGMENT: usize = 1 << 15;
@@ -58,6 +59,9 @@ pub struct Head {
     /// Logical bytes of all files.
     pub bytes: u64,
     pub previous: Option<Id>,
+    /// `previous` was found by content alone.
+    #[serde(default)]
+    pub guess: bool,
     pub removed: bool,
 }
 
@@ -97,6 +101,10 @@ fn head_key(id: &Id) -> Vec<u8> {
 
 fn name_key(model: &ModelName, version: &VersionName) -> Vec<u8> {
     key(b'n', &[model.as_str().as_bytes(), &[0], version.as_str().as_bytes()])
+}
+
+fn seq_key(seq: u64) -> Vec<u8> {
+    key(b's', &[&seq.to_be_bytes()])
 }
 
 fn model_prefix(model: &ModelName) -> Vec<u8> {
@@ -226,6 +234,12 @@ impl Catalog {
         Ok(heads)
     }
 
+    /// All commits from the `seq`-th on, in order: their ids.
+    pub fn since(&self, seq: u64) -> Result<Vec<Id>> {
+        let ids = self.db.range(seq_key(seq)..seq_key(u64::MAX)).values();
+        ids.map(|id| id_of(&id.map_err(failed)?)).collect()
+    }
+
     /// A model's last living version.
     pub fn newest(&self, model: &ModelName) -> Result<Option<Head>> {
         for id in self.db.scan_prefix(model_prefix(model)).values().rev() {
@@ -270,7 +284,7 @@ impl Catalog {
         let mut children = Vec::new();
         for item in self.db.scan_prefix(key(b'k', &[&parent.0])) {
             let (k, v) = item.map_err(failed)?;
-            let edge = ParentEdge { id: last_id(&k)?, relation: parse(&v, "a relation")? };
+            let edge = ParentEdge::new(last_id(&k)?, parse(&v, "a relation")?);
             children.push((self.order(&edge.id)?, edge));
         }
         children.sort_by_key(|(order, edge)| (*order, edge.id));
@@ -331,7 +345,7 @@ struct Frame<'a> {
 impl Frame<'_> {
     fn take(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Commit { model, version, id, pack, created, bytes, previous, parents } => {
+            Event::Commit { model, version, id, pack, created, bytes, previous, guess, parents } => {
                 if self.head(id)?.is_some() {
                     return Ok(());
                 }
@@ -344,13 +358,16 @@ impl Frame<'_> {
                     created: *created,
                     bytes: *bytes,
                     previous: *previous,
+                    guess: *guess,
                     removed: false,
                 };
                 self.commit(head, parents)
             }
             Event::Remove { id, .. } => self.change(id, |h| h.removed = true),
-            Event::Link { child, parent, relation } => self.link(child, parent, *relation),
-            Event::Follow { id, previous } => self.follow(id, Some(*previous)),
+            Event::Link { child, parent, relation, guess } => {
+                self.link(child, ParentEdge { guess: *guess, ..ParentEdge::new(*parent, *relation) })
+            }
+            Event::Follow { id, previous, guess } => self.follow(id, Some(*previous), *guess),
             Event::Unlink { child, parent } => self.unlink(child, parent),
         }
     }
@@ -360,23 +377,24 @@ impl Frame<'_> {
         let mut order = model_prefix(&head.model);
         order.extend_from_slice(&head.seq.to_be_bytes());
         self.put(order, id.clone());
+        self.put(seq_key(head.seq), id.clone());
         self.put(name_key(&head.model, &head.version), id);
         if let Some(previous) = head.previous {
             self.put(key(b'x', &[&previous.0, &head.id.0]), vec![]);
         }
         self.put(head_key(&head.id), text(&head));
         self.seq += 1;
-        parents.iter().try_for_each(|p| self.link(&head.id, &p.id, p.relation))
+        parents.iter().try_for_each(|p| self.link(&head.id, *p))
     }
 
-    fn link(&mut self, child: &Id, parent: &Id, relation: Relation) -> Result<()> {
+    fn link(&mut self, child: &Id, new: ParentEdge) -> Result<()> {
         let mut parents = self.parents(child)?;
-        match parents.iter_mut().find(|p| p.id == *parent) {
-            Some(edge) => edge.relation = relation,
-            None => parents.push(ParentEdge { id: *parent, relation }),
+        match parents.iter_mut().find(|p| p.id == new.id) {
+            Some(edge) => *edge = new,
+            None => parents.push(new),
         }
         self.put(key(b'e', &[&child.0]), text(&parents));
-        self.put(key(b'k', &[&parent.0, &child.0]), text(&relation));
+        self.put(key(b'k', &[&new.id.0, &child.0]), text(&new.relation));
         Ok(())
     }
 
@@ -387,12 +405,12 @@ impl Frame<'_> {
         self.writes.insert(key(b'e', &[&child.0]), edges);
         self.writes.insert(key(b'k', &[&parent.0, &child.0]), None);
         match self.head(child)? {
-            Some(head) if head.previous == Some(*parent) => self.follow(child, None),
+            Some(head) if head.previous == Some(*parent) => self.follow(child, None, false),
             _ => Ok(()),
         }
     }
 
-    fn follow(&mut self, id: &Id, previous: Option<Id>) -> Result<()> {
+    fn follow(&mut self, id: &Id, previous: Option<Id>, guess: bool) -> Result<()> {
         let Some(head) = self.head(id)? else { return Ok(()) };
         if let Some(old) = head.previous {
             self.writes.insert(key(b'x', &[&old.0, &id.0]), None);
@@ -400,7 +418,7 @@ impl Frame<'_> {
         if let Some(new) = previous {
             self.put(key(b'x', &[&new.0, &id.0]), vec![]);
         }
-        self.put(head_key(id), text(&Head { previous, ..head }));
+        self.put(head_key(id), text(&Head { previous, guess, ..head }));
         Ok(())
     }
 
@@ -434,6 +452,7 @@ impl Frame<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::record::Relation;
     use proptest::prelude::*;
 
     fn id(n: u8) -> Id {
@@ -453,7 +472,8 @@ mod tests {
             created: Timestamp::UNIX_EPOCH,
             bytes: n as u64 * 1000,
             previous: previous.map(id),
-            parents: parents.iter().map(|&p| ParentEdge { id: id(p), relation: Relation::Derived }).collect(),
+            guess: n % 2 == 1,
+            parents: parents.iter().map(|&p| ParentEdge::new(id(p), Relation::Derived)).collect(),
         }
     }
 
@@ -467,20 +487,28 @@ mod tests {
     impl Naive {
         fn take(&mut self, event: &Event) {
             match event.clone() {
-                Event::Commit { model, version, id, pack, created, bytes, previous, parents } => {
+                Event::Commit { model, version, id, pack, created, bytes, previous, guess, parents } => {
                     if self.heads.iter().any(|h| h.id == id) {
                         return;
                     }
                     let (seq, removed) = (self.heads.len() as u64, false);
-                    self.heads.push(Head { model, version, id, seq, pack, created, bytes, previous, removed });
+                    self.heads.push(Head { model, version, id, seq, pack, created, bytes, previous, guess, removed });
                     parents.iter().for_each(|p| self.link(id, *p));
                 }
                 Event::Remove { id, .. } => self.head(&id, |h| h.removed = true),
-                Event::Link { child, parent, relation } => self.link(child, ParentEdge { id: parent, relation }),
-                Event::Follow { id, previous } => self.head(&id, |h| h.previous = Some(previous)),
+                Event::Link { child, parent, relation, guess } => {
+                    self.link(child, ParentEdge { guess, ..ParentEdge::new(parent, relation) })
+                }
+                Event::Follow { id, previous, guess } => {
+                    self.head(&id, |h| (h.previous, h.guess) = (Some(previous), guess))
+                }
                 Event::Unlink { child, parent } => {
                     self.edges.retain(|(c, p)| (*c, p.id) != (child, parent));
-                    self.head(&child, |h| h.previous = h.previous.filter(|p| *p != parent));
+                    self.head(&child, |h| {
+                        if h.previous == Some(parent) {
+                            (h.previous, h.guess) = (None, false);
+                        }
+                    });
                 }
             }
         }
@@ -503,6 +531,8 @@ mod tests {
         fn agrees(&self, c: &Catalog) {
             let living: Vec<_> = self.heads.iter().filter(|h| !h.removed).cloned().collect();
             assert_eq!(c.all().unwrap(), living);
+            let ids: Vec<_> = self.heads.iter().map(|h| h.id).collect();
+            assert_eq!((c.since(0).unwrap(), c.since(2).unwrap()), (ids.clone(), ids.get(2..).unwrap_or(&[]).to_vec()));
             let models: std::collections::BTreeSet<_> = living.iter().map(|h| h.model.clone()).collect();
             assert_eq!(c.models().unwrap(), models.into_iter().collect::<Vec<_>>());
             for h in &self.heads {
@@ -523,7 +553,7 @@ mod tests {
             let parents: Vec<_> = self.edges.iter().filter(|(c, _)| *c == id).map(|(_, p)| *p).collect();
             assert_eq!(c.parents(&id).unwrap(), parents);
             let of = self.edges.iter().filter(|(_, p)| p.id == id);
-            let mut children: Vec<_> = of.map(|(c, p)| ParentEdge { id: *c, ..*p }).collect();
+            let mut children: Vec<_> = of.map(|(c, p)| ParentEdge::new(*c, p.relation)).collect();
             children.sort_by_key(|e| self.order(&e.id));
             assert_eq!(c.children(&id).unwrap(), children);
             let next: Vec<_> = self.heads.iter().filter(|h| h.previous == Some(id)).map(|h| h.id).collect();
@@ -545,9 +575,11 @@ mod tests {
             1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| Event::Link {
                 child: id(a),
                 parent: id(b),
-                relation: Relation::ALL[r]
+                relation: Relation::ALL[r],
+                guess: r % 2 == 0,
             }),
-            1 => (n.clone(), n.clone()).prop_map(|(a, b)| Event::Follow { id: id(a), previous: id(b) }),
+            1 => (n.clone(), n.clone())
+                .prop_map(|(a, b)| Event::Follow { id: id(a), previous: id(b), guess: a % 2 == 0 }),
             1 => (n.clone(), n).prop_map(|(a, b)| Event::Unlink { child: id(a), parent: id(b) }),
         ]
     }

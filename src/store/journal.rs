@@ -222,7 +222,7 @@ mod tests {
     const LOG: &str = "/j/000001.log";
 
     fn event(n: u8) -> Event {
-        Event::Follow { id: Id([n; 32]), previous: Id([n + 100; 32]) }
+        Event::Follow { id: Id([n; 32]), previous: Id([n + 100; 32]), guess: false }
     }
 
     fn disk(seed: u64) -> SimDisk {

@@ -16,6 +16,7 @@ pub mod packs;
 pub mod plain;
 pub mod root;
 pub mod scan;
+pub mod sketches;
 pub mod sim;
 #[cfg(test)]
 mod tests;

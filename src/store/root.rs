@@ -16,6 +16,8 @@ pub const FORMAT: &str = "format.json";
 pub const PACKS: &str = "packs";
 pub const JOURNAL: &str = "journal";
 pub const CATALOG: &str = "catalog";
+/// Derived, beside the packs.
+pub const SKETCHES: &str = "packs/sketches";
 
 /// The format of the repository as a whole.
 const VERSION: u32 = 1;

@@ -379,6 +379,7 @@ fn commit(disk: &Arc<dyn Disk>, n: u8) -> Result<Position> {
         created: jiff::Timestamp::UNIX_EPOCH,
         bytes: 1,
         previous: None,
+        guess: false,
         parents: vec![],
     };
     Journal::open(disk.clone(), Path::new("/r/journal"))?.append(&[event])

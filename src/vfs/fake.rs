@@ -40,6 +40,7 @@ pub fn record(model: &str, version: &str, files: Vec<FileEntry>) -> VersionRecor
         message: String::new(),
         previous: None,
         parents: Vec::new(),
+        origin: None,
         files,
     }
 }

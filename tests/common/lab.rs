@@ -8,8 +8,8 @@ use std::sync::Arc;
 use mgit::codec::Effort;
 use mgit::model::id::Id;
 use mgit::model::name::VersionRef;
-use mgit::model::record::{EntryKind, Relation, VersionRecord};
-use mgit::repo::import::{ImportSpec, Prepared, prepare};
+use mgit::model::record::{EntryKind, ParentEdge, Relation, VersionRecord};
+use mgit::repo::import::{ImportSpec, Prepared, hash_all, prepare};
 use mgit::repo::progress::Silent;
 use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::SimDisk;
@@ -129,15 +129,17 @@ impl Lab {
     ) -> Result<Prepared, RepoError> {
         let name: VersionRef = name.parse().unwrap();
         let spec = ImportSpec {
-            path: path.to_owned(),
             model: name.model,
             version: name.version.unwrap(),
-            parents: parents.to_owned(),
+            parents: parents.iter().map(|&id| ParentEdge::new(id, Relation::Finetune)).collect(),
             previous,
-            relation: Some(Relation::Finetune),
+            guess: false,
+            told: false,
+            origin: None,
+            near: vec![],
             message: String::new(),
             effort: self.effort,
         };
-        prepare(repo, &spec, &Silent)
+        prepare(repo, &spec, &hash_all(repo, path, &Silent)?, &Silent)
     }
 }

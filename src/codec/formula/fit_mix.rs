@@ -27,7 +27,7 @@ pub fn fit_mix(spec: Spec, elems: &[Elem], samples: &[Sample]) -> Option<(Vec<us
     if !is_number(spec.elem) || elems.is_empty() || !elems.iter().all(|e| is_number(*e)) {
         return None;
     }
-    let fit = Coefficients::find(&columns(spec, &Trial::gather(spec, elems, samples, FITTED))?)?;
+    let fit = Coefficients::find(&columns(spec, &Trial::gather(spec, elems, samples, FITTED))?, LEFT)?;
     let trial = Trial::gather(spec, elems, samples, TRIED);
     let mut best = Best { trial, hits: 0, found: None };
     best.search(spec, &fit);
@@ -61,8 +61,19 @@ struct Coefficients {
     errors: Vec<f64>,
 }
 
+/// The coefficients with which the last of these columns is a mix of the others, each with its place; those that
+/// explain nothing are left out. `left`: the share of the distance (RMS) to the first column that may stay.
+pub fn fit_coefficients(columns: &[Vec<f64>], left: f64) -> Option<Vec<(usize, f64)>> {
+    let fit = Coefficients::find(columns, left)?;
+    let values = match fit.fractions() {
+        Some((numerators, n)) => numerators.into_iter().map(|c| c / n).collect(),
+        None => fit.values,
+    };
+    Some(fit.bases.into_iter().zip(values).collect())
+}
+
 impl Coefficients {
-    fn find(columns: &[Vec<f64>]) -> Option<Coefficients> {
+    fn find(columns: &[Vec<f64>], most_left: f64) -> Option<Coefficients> {
         let k = columns.len() - 1;
         // Column 0: the first base itself; 1 to k-1: the others less the first; last: the child less the first.
         let mut centred: Vec<Vec<f64>> = columns.to_vec();
@@ -77,7 +88,7 @@ impl Coefficients {
         if let Some((_, _, scaled)) = solve(&gram, &with_scale).filter(|s| s.2 < 0.25 * left) {
             (chosen, left) = (with_scale, scaled);
         }
-        if left > LEFT * LEFT * start || chosen.is_empty() {
+        if left > most_left * most_left * start || chosen.is_empty() {
             return None;
         }
         prune(&gram, &mut chosen, start, left);

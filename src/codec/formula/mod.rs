@@ -28,7 +28,7 @@ use super::plane::{at_end, get_varint, put_varint, take};
 use super::{BLOCK, Damage, Spec};
 use crate::model::dtype::Elem;
 pub use fit_low_rank::fit_low_rank;
-pub use fit_mix::fit_mix;
+pub use fit_mix::{fit_coefficients, fit_mix};
 pub use low_rank::LowRank;
 pub use mix::Mix;
 pub use quantized::{Quantized, QuantizedFit};

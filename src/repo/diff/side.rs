@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::hash::hash_file;
+use super::super::hash::{HashedFile, hash_file};
 use super::super::progress::Progress;
 use super::super::read::FileReader;
 use super::super::walk::{self, Found};
@@ -121,13 +121,24 @@ impl Side {
         Ok(side)
     }
 
+    /// Files that are hashed already.
+    pub fn of_hashed(files: &[&HashedFile]) -> Result<Side, RepoError> {
+        let mut side = Side { tensors: vec![], files: vec![], lone: false };
+        files.iter().try_for_each(|f| side.add_hashed(f))?;
+        Ok(side)
+    }
+
     fn add_plain(&mut self, name: String, source: PathBuf, progress: &dyn Progress) -> Result<(), RepoError> {
-        let hashed = hash_file(&name, &source, progress)?;
-        let file = File::open(&source).map_err(|e| RepoError::file(&source, e))?;
+        self.add_hashed(&hash_file(&name, &source, progress)?)
+    }
+
+    fn add_hashed(&mut self, hashed: &HashedFile) -> Result<(), RepoError> {
+        let (name, source) = (&hashed.name, &hashed.source);
+        let file = File::open(source).map_err(|e| RepoError::file(source, e))?;
         let index = self.files.len();
-        self.tensors.extend(hashed.pieces.into_iter().filter_map(|p| tensor(p.piece, p.id, &name, index)));
-        let reader = Reader::Plain(source, file);
-        self.files.push(SideFile { path: name, bytes: hashed.size, digest: hashed.digest, reader });
+        self.tensors.extend(hashed.pieces.iter().filter_map(|p| tensor(p.piece.clone(), p.id, name, index)));
+        let reader = Reader::Plain(source.clone(), file);
+        self.files.push(SideFile { path: name.clone(), bytes: hashed.size, digest: hashed.digest, reader });
         Ok(())
     }
 

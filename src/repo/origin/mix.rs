@@ -1,0 +1,126 @@
+//! Is a new version a mix of several stored ones (an average, an interpolation, task arithmetic, FedAvg), and with which
+//! coefficients? First asked of the sketches, which name the members among many; then of their windows.
+//!
+//! A fit is taken when nothing but roundings is left, or a small part of the distance to the nearest version. All such
+//! merges are linear; one that picks values one by one (TIES, DARE) is told from nothing here.
+
+use super::super::Head;
+use super::search::Hit;
+use super::trial::{Match, Trial, rounded};
+use super::window::Weights;
+use crate::codec::fit_coefficients;
+use crate::model::id::Id;
+use crate::model::number::Number;
+use crate::store::sketches::VersionSketch;
+
+/// Most versions that are asked whether they took part.
+pub const MAX_MEMBERS: usize = 48;
+/// Share of the distance (RMS) that the mix of whole windows may leave.
+const LEFT: f64 = 0.2;
+/// A member's least coefficient.
+const LEAST: f64 = 0.01;
+/// Values that take part in the fit of windows.
+const FITTED: usize = 1 << 16;
+/// Roundings that a mix's arithmetic may have made.
+const ROUNDINGS: f64 = 3.0;
+
+/// A mix that was found.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Mix {
+    pub members: Vec<(Id, f64)>,
+    /// Root mean square of what is left, relative to the weights.
+    pub distance: f64,
+}
+
+/// The versions that the sketches say took part; none when they explain little.
+pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<Id> {
+    let hits = &hits[..hits.len().min(MAX_MEMBERS)];
+    let Some(first) = hits.first() else { return vec![] };
+    let rows: Vec<usize> = first.matched.iter().flatten().copied().collect();
+    let value = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
+    let all: Vec<&Hit> = hits.iter().filter(|h| rows.iter().all(|r| value(h, *r).is_some())).collect();
+    let column = |hit: &&Hit| -> Vec<f64> {
+        let sketch = |r: &usize| &versions[hit.seq].tensors[value(hit, *r).expect("all have it")];
+        rows.iter().flat_map(|r| sketch(r).values.iter().map(|v| *v as f64)).collect()
+    };
+    let mut columns: Vec<Vec<f64>> = all.iter().map(column).collect();
+    columns.push(rows.iter().flat_map(|&r| mine[r].sketch.values.iter().map(|v| *v as f64)).collect());
+    if all.len() < 2 || columns.iter().any(|c| c.len() != columns[0].len()) {
+        return vec![];
+    }
+    let found = fit_coefficients(&columns, 0.7).unwrap_or_default();
+    found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
+}
+
+/// The mix of these that the new version is.
+pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
+    let near: Vec<&&Trial> = trials.iter().filter(|t| t.matched() > 0.5).collect();
+    if near.len() < 2 {
+        return None;
+    }
+    let columns = columns(&near, mine)?;
+    let (x, noise) = (columns.values.last()?, columns.noise);
+    let rms = |of: &dyn Fn(usize) -> f64| (0..x.len()).map(|i| of(i) * of(i)).sum::<f64>().sqrt();
+    let size = rms(&|i| x[i]);
+    let nearest = columns.values[..near.len()].iter().map(|y| rms(&|i| x[i] - y[i])).fold(f64::MAX, f64::min);
+    if nearest <= 2.0 * noise || size == 0.0 {
+        return None; // One version explains it.
+    }
+    let mut found = fit_coefficients(&columns.values, 0.7)?;
+    found.retain(|(_, c)| c.abs() >= LEAST);
+    let left = rms(&|i| x[i] - found.iter().map(|(m, c)| c * columns.values[*m][i]).sum::<f64>());
+    let explained = left <= LEFT * nearest || left <= ROUNDINGS * noise;
+    let sum: f64 = found.iter().map(|(_, c)| c).sum();
+    if !explained || found.len() < 2 || (sum - 1.0).abs() > 0.2 {
+        return None;
+    }
+    let members = found.iter().map(|&(i, c)| (near[i].head.id, c)).collect();
+    Some(Mix { members, distance: left / size })
+}
+
+struct Columns {
+    /// For each version, then for the new one.
+    values: Vec<Vec<f64>>,
+    /// Root of the summed squares that rounding to the new version's dtype leaves.
+    noise: f64,
+}
+
+/// Values of the matrices that all of them have, where at least one differs.
+fn columns(near: &[&&Trial], mine: &[Weights]) -> Option<Columns> {
+    let shared = |i: &usize| near.iter().all(|t| !matches!(t.matches[*i], Match::Nothing));
+    let differs = |i: &usize| near.iter().any(|t| matches!(t.matches[*i], Match::Like(_)));
+    let rows: Vec<usize> = (0..mine.len()).filter(shared).filter(differs).collect();
+    let all: usize = rows.iter().map(|&i| mine[i].values.len()).sum();
+    let step = all.div_ceil(FITTED).max(1) | 1;
+    let picked = |w: &Weights| w.values.iter().step_by(step).map(|v| *v as f64).collect::<Vec<f64>>();
+    let of = |t: &&&Trial| -> Vec<f64> {
+        let window = |&i: &usize| if let Match::Like(theirs) = &t.matches[i] { picked(theirs) } else { picked(&mine[i]) };
+        rows.iter().flat_map(window).collect()
+    };
+    let mut values: Vec<Vec<f64>> = near.iter().map(of).collect();
+    values.push(rows.iter().flat_map(|&i| picked(&mine[i])).collect());
+    let noise = rows.iter().flat_map(|&i| picked(&mine[i]).into_iter().map(move |v| step_of(mine[i].number, v)));
+    let noise = noise.map(|s| s * s / 12.0).sum::<f64>().sqrt();
+    let sound = values[0].len() >= 32 && values.iter().all(|c| c.len() == values[0].len());
+    sound.then_some(Columns { values, noise })
+}
+
+/// How far apart the values of a dtype lie around one.
+fn step_of(number: Number, v: f64) -> f64 {
+    let bits = match number {
+        Number::Bf16 => 8,
+        Number::F16 => 11,
+        Number::F32 => 24,
+        Number::F64 => 53,
+        _ => return 1.0,
+    };
+    let v = rounded(number, v as f32) as f64;
+    if v == 0.0 { 0.0 } else { v.abs().log2().floor().exp2() * 2f64.powi(1 - bits) }
+}
+
+/// Do the names speak of federated learning?
+pub fn is_federated(heads: &[&str], members: &[&Head]) -> bool {
+    let names = heads.iter().map(|n| n.to_lowercase()).chain(members.iter().map(|h| h.model.as_str().to_lowercase()));
+    let speaks = |n: String| n.contains("fed") || n.contains("client");
+    names.map(speaks).any(|s| s)
+}

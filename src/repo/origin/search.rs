@@ -1,0 +1,137 @@
+//! Which versions may be kin to a new one: a look at the sketches of all, without reading a tensor.
+//!
+//! Every sketch of a stored version is compared with those of the new one's matrices of the same kind: names and
+//! order don't matter. A sketch that lies on the other side in a quarter of its values is passed by after one look at
+//! two words, so a look at ten thousand versions takes milliseconds.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::super::{Repo, RepoError};
+use super::super::diff::side::Side;
+use super::super::progress::Progress;
+use super::Ask;
+use super::window::{self, Weights};
+use crate::model::id::Id;
+use crate::model::sketch::Sketch;
+use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
+
+/// Versions that are sketched between two looks at whether to stop.
+const STEP: usize = 64;
+
+/// The sketches of all versions, those that were missing made now.
+pub fn index(repo: &std::sync::Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Result<Vec<VersionSketch>, RepoError> {
+    let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
+    let mut ids = ask.since(file.versions.len().saturating_sub(1) as u64)?;
+    let last = file.versions.last().map(|v| v.id);
+    match (last, ids.first()) {
+        (None, _) => {}
+        (Some(last), Some(first)) if last == *first => drop(ids.remove(0)),
+        _ => {
+            file.clear()?;
+            ids = ask.since(0)?;
+        }
+    }
+    for some in ids.chunks(STEP) {
+        progress.check()?;
+        let made = some.par_iter().map(|id| sketch_of(repo, id)).collect();
+        if let Err(e) = file.add(made) {
+            log::warn!("sketches are not kept: {e}");
+        }
+    }
+    Ok(std::mem::take(&mut file.versions))
+}
+
+/// One that cannot be read has no sketches.
+fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
+    let side = repo.record(id).and_then(|record| Side::of_version(repo, &record));
+    match side {
+        Ok(side) => of_side(*id, &side),
+        Err(e) => {
+            log::warn!("version {id} is not searched: {e}");
+            VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
+        }
+    }
+}
+
+/// The sketch of a version.
+pub fn of_side(id: Id, side: &Side) -> VersionSketch {
+    VersionSketch { id, lanes: lanes(side.tensors.iter().map(|t| &t.id)), tensors: window::sketches(side) }
+}
+
+/// A version that looks like kin.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// Its place in the order of commits.
+    pub seq: usize,
+    pub id: Id,
+    /// Mean square of the sketches' relative distances.
+    pub distance: f64,
+    /// Lanes that agree: about the share of identical objects.
+    pub common: usize,
+    /// For each of its sketches, the new version's matrix that is most like it.
+    pub matched: Vec<Option<usize>>,
+}
+
+/// All that look like kin, the nearest first; of those equally near the one with more in common, then the older.
+pub fn search(versions: &[VersionSketch], lanes: &[u32; LANES], mine: &[Weights]) -> Vec<Hit> {
+    let mut classes: HashMap<u32, Vec<usize>> = HashMap::new();
+    mine.iter().enumerate().for_each(|(i, w)| classes.entry(w.sketch.class).or_default().push(i));
+    let hit = |(seq, v): (usize, &VersionSketch)| hit(seq, v, lanes, mine, &classes);
+    let mut hits: Vec<Hit> = versions.par_iter().enumerate().filter_map(hit).collect();
+    hits.sort_by(|a, b| a.distance.total_cmp(&b.distance).then(b.common.cmp(&a.common)).then(a.seq.cmp(&b.seq)));
+    hits
+}
+
+fn hit(
+    seq: usize,
+    version: &VersionSketch,
+    lanes: &[u32; LANES],
+    mine: &[Weights],
+    classes: &HashMap<u32, Vec<usize>>,
+) -> Option<Hit> {
+    let common = version.lanes.iter().zip(lanes).filter(|(a, b)| a == b && **a != u32::MAX).count();
+    let of_class = |s: &Sketch| classes.get(&s.class).map_or(&[][..], |c| c);
+    let matched: Vec<Option<usize>> =
+        version.tensors.iter().map(|s| most_like(s, of_class(s).iter().map(|&i| (i, &mine[i].sketch)))).collect();
+    let found: Vec<f64> =
+        version.tensors.iter().zip(&matched).filter_map(|(s, m)| Some(distance(&mine[(*m)?].sketch, s))).collect();
+    // A table that all models have alike (sinusoids) is not enough.
+    if found.is_empty() || 3 * found.len() < version.tensors.len() {
+        return None;
+    }
+    let distance = found.iter().sum::<f64>() / found.len() as f64;
+    Some(Hit { seq, id: version.id, distance, common, matched })
+}
+
+/// The one of `others` that is most like `sketch`, if it is kin.
+pub fn most_like<'a>(sketch: &Sketch, others: impl Iterator<Item = (usize, &'a Sketch)>) -> Option<usize> {
+    let kin = |(i, o): (usize, &'a Sketch)| {
+        let l = sketch.likeness(o).filter(|l| l.is_kin())?;
+        // Of those as like, the one with more to compare.
+        Some((i, (l.correlation * 1e6).round() / 1e6 + l.places as f64 * 1e-9))
+    };
+    others.filter_map(kin).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
+}
+
+/// Square of the relative distance where neither is zero; of another scale (quantized), what correlation leaves.
+pub fn distance(new: &Sketch, old: &Sketch) -> f64 {
+    let pairs = new.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b != 0.0);
+    let sum = |f: &dyn Fn(f64, f64) -> f64| pairs.clone().map(|(a, b)| f(*a as f64, *b as f64)).sum::<f64>();
+    let (new2, old2, apart) = (sum(&|a, _| a * a), sum(&|_, b| b * b), sum(&|a, b| (a - b) * (a - b)));
+    if (0.5..2.0).contains(&(old2 / new2)) {
+        return apart / new2;
+    }
+    new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
+}
+
+/// How far apart two stored versions are by their sketches, and over how many of them.
+pub fn apart(a: &VersionSketch, b: &VersionSketch) -> Option<f64> {
+    let near = |s: &Sketch| {
+        let i = most_like(s, b.tensors.iter().enumerate())?;
+        Some(distance(s, &b.tensors[i]))
+    };
+    let found: Vec<f64> = a.tensors.iter().filter_map(near).collect();
+    (2 * found.len() > a.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+}

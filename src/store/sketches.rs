@@ -1,0 +1,204 @@
+//! Sketches of the versions that were committed, in commit order: what a search for parents looks through.
+//!
+//! ```text
+//! magic      8   "mgitskt1"
+//! then, for each version:
+//! len        4   bytes of the payload, LE
+//! check      4   check4 of the payload
+//! payload        id 32 · lanes 8 × u32 LE · count u8, then for each sketch: class u32 LE · n u8 · n × f32 LE
+//! ```
+//! All of it is derived from the packs and can be deleted at any time. It is not synced: what is torn or does not
+//! check out is cut off, and sketched again by whoever has the file's lock ([`SketchFile::open`]).
+//!
+//! It doesn't know which versions there are, nor how they are sketched.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::{Disk, DiskFile};
+use super::root::SKETCHES;
+use super::{At, Result};
+use crate::model::id::Id;
+use crate::model::sketch::Sketch;
+use crate::model::wire::{Cursor, Malformed};
+
+const MAGIC: &[u8; 8] = b"mgitskt1";
+/// Most bytes of one version.
+const MAX_PAYLOAD: usize = 1 << 16;
+/// Hash functions of a version's set of objects.
+pub const LANES: usize = 8;
+
+/// Some tensors of a version, and the least hashes of all its objects' ids: equal in about the share of lanes that
+/// two versions have of all their objects in common (min-wise hashing, Broder 1997).
+#[derive(Clone, PartialEq, Debug)]
+pub struct VersionSketch {
+    pub id: Id,
+    pub lanes: [u32; LANES],
+    pub tensors: Vec<Sketch>,
+}
+
+/// The least of each of the eight words of the ids.
+pub fn lanes<'a>(objects: impl Iterator<Item = &'a Id>) -> [u32; LANES] {
+    objects.fold([u32::MAX; LANES], |mut least, id| {
+        for (l, word) in least.iter_mut().zip(id.0.as_chunks::<4>().0) {
+            *l = (*l).min(u32::from_le_bytes(*word));
+        }
+        least
+    })
+}
+
+impl VersionSketch {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = self.id.0.to_vec();
+        self.lanes.iter().for_each(|l| out.extend_from_slice(&l.to_le_bytes()));
+        out.push(self.tensors.len() as u8);
+        for t in &self.tensors {
+            out.extend_from_slice(&t.class.to_le_bytes());
+            out.push(t.values.len() as u8);
+            t.values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<VersionSketch, Malformed> {
+        let mut c = Cursor(bytes);
+        let id = Id(c.array()?);
+        let mut lanes = [0; LANES];
+        for l in &mut lanes {
+            *l = u32::from_le_bytes(c.array()?);
+        }
+        let count = c.byte()?;
+        let tensors = (0..count).map(|_| decode_sketch(&mut c)).collect::<Result<Vec<_>, _>>()?;
+        c.end()?;
+        Ok(VersionSketch { id, lanes, tensors })
+    }
+}
+
+fn decode_sketch(c: &mut Cursor) -> Result<Sketch, Malformed> {
+    let class = u32::from_le_bytes(c.array()?);
+    let n = c.byte()? as usize;
+    let values = c.take(4 * n)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Sketch::new(class, values).ok_or(Malformed("a sketch that tells nothing"))
+}
+
+/// The file, locked: what it holds, and a way to add to it.
+pub struct SketchFile {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    pub versions: Vec<VersionSketch>,
+}
+
+impl SketchFile {
+    /// Below the repository at `root`; made if it is not there. Waits for another process that has it.
+    pub fn open(disk: &Arc<dyn Disk>, root: &Path) -> Result<SketchFile> {
+        let path = root.join(SKETCHES);
+        let file = match disk.create_new(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => disk.open_append(&path).at(&path)?,
+            made => made.at(&path)?,
+        };
+        file.lock(true, true).at(&path)?;
+        let mut bytes = vec![0; file.len().at(&path)? as usize];
+        file.read_at(&mut bytes, 0).at(&path)?;
+        let (versions, good) = parse(&bytes);
+        if good < bytes.len() || good == 0 {
+            file.truncate(good as u64).at(&path)?;
+        }
+        if good == 0 {
+            file.append(MAGIC).at(&path)?;
+        }
+        Ok(SketchFile { path, file, versions })
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) -> Result<()> {
+        self.versions.clear();
+        self.file.truncate(MAGIC.len() as u64).at(&self.path)
+    }
+
+    /// Adds versions at the end. In memory also when the disk does not take them.
+    pub fn add(&mut self, versions: Vec<VersionSketch>) -> Result<()> {
+        let mut out = Vec::new();
+        for v in &versions {
+            let payload = v.encode();
+            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            out.extend_from_slice(&Id::of(&payload).0[..4]);
+            out.extend_from_slice(&payload);
+        }
+        self.versions.extend(versions);
+        self.file.append(&out).at(&self.path)
+    }
+}
+
+/// The versions, up to the first that does not check out, and where that begins.
+fn parse(bytes: &[u8]) -> (Vec<VersionSketch>, usize) {
+    let mut versions = Vec::new();
+    let mut at = MAGIC.len();
+    if !bytes.starts_with(MAGIC) {
+        return (versions, 0);
+    }
+    while let Some((v, len)) = parse_one(&bytes[at..]) {
+        versions.push(v);
+        at += len;
+    }
+    (versions, at)
+}
+
+fn parse_one(bytes: &[u8]) -> Option<(VersionSketch, usize)> {
+    let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+    let payload = bytes.get(8..8 + len).filter(|_| len <= MAX_PAYLOAD)?;
+    let version = VersionSketch::decode(payload).ok().filter(|_| bytes[4..8] == Id::of(payload).0[..4])?;
+    Some((version, 8 + len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim::SimDisk;
+    use super::*;
+
+    fn version(n: u8) -> VersionSketch {
+        let values = (0..64).map(|i| (i * (n as i32 + 3) % 17) as f32 - 8.0).collect();
+        let id = Id::of(&[n]);
+        VersionSketch { id, lanes: lanes([id].iter()), tensors: vec![Sketch::new(7, values).unwrap(); n as usize % 3] }
+    }
+
+    #[test]
+    fn what_was_added_is_there_and_what_is_torn_is_cut_off() {
+        let sim = SimDisk::new(1);
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let root = Path::new("/r");
+        super::super::create(&disk, root).unwrap();
+        let all: Vec<_> = (0..5).map(version).collect();
+        SketchFile::open(&disk, root).unwrap().add(all.clone()).unwrap();
+        assert_eq!(SketchFile::open(&disk, root).unwrap().versions, all);
+        let path = root.join(SKETCHES);
+        let whole = sim.read(&path);
+        for cut in 0..whole.len() {
+            sim.write(&path, &whole[..cut]);
+            let mut torn = SketchFile::open(&disk, root).unwrap();
+            let kept = torn.versions.len();
+            assert!(kept < 5 && torn.versions == all[..kept]);
+            torn.add(all[kept..].to_vec()).unwrap();
+            drop(torn);
+            assert_eq!(sim.read(&path), whole, "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            sim.write(&path, &bad);
+            let found = SketchFile::open(&disk, root).unwrap().versions;
+            assert!(found.len() < 5 && found == all[..found.len()]);
+        }
+        let mut file = SketchFile::open(&disk, root).unwrap();
+        file.clear().unwrap();
+        drop(file);
+        assert!(SketchFile::open(&disk, root).unwrap().versions.is_empty());
+    }
+
+    #[test]
+    fn lanes_agree_in_about_the_share_of_what_is_common() {
+        let set = |range: std::ops::Range<u32>| lanes(range.map(|i| Id::of(&i.to_le_bytes())).collect::<Vec<_>>().iter());
+        let common = |a: [u32; LANES], b: [u32; LANES]| a.iter().zip(&b).filter(|(x, y)| x == y).count();
+        assert_eq!(common(set(0..100), set(0..100)), LANES);
+        assert!(common(set(0..1000), set(20..1000)) >= 5 && common(set(0..1000), set(1000..2000)) <= 1);
+    }
+}
