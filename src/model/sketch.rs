@@ -13,6 +13,8 @@ use super::number::Number;
 pub const WINDOW: u64 = 4096;
 /// Values of a sketch.
 pub const VALUES: usize = 64;
+/// So few places may be alike by chance.
+const FEW: u32 = 16;
 /// Fewest elements of a tensor that is sketched.
 const MIN_ELEMENTS: u64 = 64;
 
@@ -86,7 +88,7 @@ impl Sketch {
         let mut seen: Vec<u32> = values.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect();
         seen.sort_unstable();
         seen.dedup();
-        if seen.len() < 4 || values.len() > VALUES || !values.iter().all(|v| v.is_finite()) {
+        if seen.len() < 2 || values.len() > VALUES || !values.iter().all(|v| v.is_finite()) {
             return None;
         }
         let bits = |f: &dyn Fn(f32) -> bool| values.iter().enumerate().fold(0, |b, (i, v)| b | (f(*v) as u64) << i);
@@ -96,12 +98,18 @@ impl Sketch {
         Some(Sketch { class, values, above, present })
     }
 
-    /// `None` where they cannot come from each other: another kind, or hardly a value on the same side.
+    /// Could one come from the other? Not of another kind, nor where a quarter of many values lies on other sides.
+    pub fn may_be_kin(&self, other: &Sketch) -> bool {
+        let both = self.present & other.present;
+        let apart = ((self.above ^ other.above) & both).count_ones();
+        self.class == other.class && (4 * apart <= both.count_ones() || both.count_ones() < FEW)
+    }
+
+    /// `None` where they cannot come from each other.
     pub fn likeness(&self, other: &Sketch) -> Option<Likeness> {
         let both = self.present & other.present;
         let places = both.count_ones();
-        let apart = ((self.above ^ other.above) & both).count_ones();
-        if self.class != other.class || places < 4 || 4 * apart > places {
+        if places < 4 || !self.may_be_kin(other) {
             return None;
         }
         let pairs = self.values.iter().zip(&other.values).enumerate().filter(|(i, _)| both >> i & 1 == 1);
@@ -113,7 +121,7 @@ impl Sketch {
 impl Likeness {
     /// Hardly by chance.
     pub fn is_kin(&self) -> bool {
-        self.correlation > if self.places < 16 { 0.97 } else { 0.85 }
+        self.correlation > if self.places < FEW { 0.97 } else { 0.85 }
     }
 }
 

@@ -13,13 +13,15 @@ const PRUNED: f64 = 0.05;
 const EXACT: f64 = 0.999;
 /// Least share of the matrices that must correspond, and the largest relative distance of these.
 const MATCHED: f64 = 1.0 / 3.0;
+/// Or the share of the bytes that is the same.
+const IDENTICAL: f64 = 0.25;
 const FAR: f64 = 0.6;
 /// Mean squares that are so near are equal.
 const EQUAL: f64 = 2e-4;
 
 /// Is the stored version kin at all?
 pub fn is_kin(t: &Trial) -> bool {
-    t.matched() >= MATCHED && t.distance().min(t.distance_back()) < FAR
+    (t.matched() >= MATCHED || t.identical >= IDENTICAL) && t.distance().min(t.distance_back()) < FAR
 }
 
 /// Is the first a better parent than the second? Nearness over what both match decides; where they are equally near
@@ -69,6 +71,7 @@ pub fn relation(t: &Trial, new: &Side, mine: &[Weights]) -> Relation {
         _ if t.mean_changed(|m| m.new_zeros) >= PRUNED => Relation::Prune,
         _ if share(&|(w, o)| w.number != o.number) && t.mean_changed(|m| m.exact) >= EXACT => Relation::Cast,
         _ if resized && t.distance() == 0.0 => Relation::Resize,
+        _ if t.matched() < 0.5 => Relation::Derived,
         _ => Relation::Finetune,
     }
 }
@@ -115,17 +118,18 @@ pub fn is_symmetric(relation: Relation) -> bool {
     matches!(relation, Adapter | Derived | Finetune | Rename | Reshard | Resize)
 }
 
-/// How sure a parent is: by what it explains, and how much nearer it is than the next one.
+/// How sure a parent is: by what it explains, and how much nearer it is than the next one. Those that are as near
+/// (a copy, a cast) were told apart by something else.
 pub fn confidence(best: &Trial, others: &[&Trial], relation: Relation) -> f64 {
-    if best.distance() == 0.0 || !is_symmetric(relation) && relation != Relation::Prune {
+    if best.distance() == 0.0 || matches!(relation, Relation::Cast | Relation::Quantize) {
         return 0.99;
     }
     let ratio = |o: &&Trial| {
         let (a, b) = best.common(o);
-        (a / b.max(f64::MIN_POSITIVE)).min(1.0)
+        (b * (1.0 - EQUAL) > a).then(|| a / b)
     };
-    let margin = 1.0 - others.iter().map(ratio).fold(0.0, f64::max);
-    (0.6 + 0.38 * margin) * (0.5 + 0.5 * best.matched())
+    let margin = 1.0 - others.iter().filter_map(ratio).fold(0.0, f64::max);
+    (0.75 + 0.23 * margin) * (0.5 + 0.5 * best.matched())
 }
 
 /// The evidence in words.

@@ -33,8 +33,8 @@ use trial::Trial;
 use window::Weights;
 
 /// Versions that are tried for their own sake, and at most with what these lead to.
-const TRIED: usize = 8;
-const MAX_TRIED: usize = 16;
+const TRIED: usize = 10;
+const MAX_TRIED: usize = 20;
 /// Near versions whose edges may have to move.
 const MOVED: usize = 32;
 /// An edge moves to a new version that is nearer by this factor (mean squares).
@@ -204,7 +204,7 @@ impl Finder<'_> {
     }
 
     fn try_nearest(&mut self, hints: &[Hint]) -> Result<(), RepoError> {
-        let nearest: Vec<Id> = self.hits.iter().take(TRIED).map(|h| h.id).collect();
+        let nearest = search::distinct(&self.hits, TRIED);
         nearest.iter().try_for_each(|id| self.try_one(id))?;
         let mut more: Vec<Id> = Vec::new();
         for id in nearest.iter().take(3) {
@@ -283,7 +283,13 @@ impl Finder<'_> {
         }
         let mut all: Vec<&Trial> = self.trials.iter().filter(|t| is_kin(t)).collect();
         all.sort_by(|a, b| a.distance().total_cmp(&b.distance()).then(a.head.seq.cmp(&b.head.seq)));
-        Ok(mix::fit(&all, &self.mine))
+        // A mix of mixes is rather one of what these were mixed from.
+        let mixed = |id: &Id| {
+            let known = self.asked.iter().find(|(known, _)| known == id);
+            known.and_then(|(_, above)| above.as_ref()).is_some_and(|a| a.parents.len() > 1)
+        };
+        let simple: Vec<&Trial> = all.iter().copied().filter(|t| !mixed(&t.head.id)).collect();
+        Ok(mix::fit(&simple, &self.mine).or_else(|| mix::fit(&all, &self.mine)))
     }
 
     fn several(&mut self, mix: &mix::Mix) -> Result<Found, RepoError> {

@@ -17,6 +17,8 @@ use crate::model::id::Id;
 use crate::model::sketch::Sketch;
 use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
 
+/// Versions of equal sketches that are tried.
+const ALIKE: usize = 3;
 /// Versions that are sketched between two looks at whether to stop.
 const STEP: usize = 64;
 
@@ -98,11 +100,23 @@ fn hit(
     let found: Vec<f64> =
         version.tensors.iter().zip(&matched).filter_map(|(s, m)| Some(distance(&mine[(*m)?].sketch, s))).collect();
     // A table that all models have alike (sinusoids) is not enough.
-    if found.is_empty() || 3 * found.len() < version.tensors.len() {
+    if found.is_empty() || (3 * found.len() < version.tensors.len() && common < 2) {
         return None;
     }
     let distance = found.iter().sum::<f64>() / found.len() as f64;
     Some(Hit { seq, id: version.id, distance, common, matched })
+}
+
+/// The nearest, but of those that look all the same (heads on one trunk, renamed copies) only a few.
+pub fn distinct(hits: &[Hit], most: usize) -> Vec<Id> {
+    let mut out = Vec::new();
+    for (i, hit) in hits.iter().enumerate() {
+        let alike = hits[..i].iter().rev().take_while(|h| h.distance == hit.distance).count();
+        if alike < ALIKE && out.len() < most {
+            out.push(hit.id);
+        }
+    }
+    out
 }
 
 /// The one of `others` that is most like `sketch`, if it is kin.

@@ -4,13 +4,14 @@
 //! stored value is rounded to the new one's dtype first (casting); what was quantized may have another scale in each row.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::super::Head;
 use super::super::diff::side::{Side, Tensor};
-use super::search::most_like;
 use super::window::{self, Weights};
 use crate::model::id::Id;
 use crate::model::number::Number;
+use crate::model::sketch::{self, Likeness};
 
 /// What a new matrix corresponds to.
 pub enum Match {
@@ -106,14 +107,11 @@ impl Trial {
 fn matches(side: &Side, theirs: &HashSet<Id>, new: &Side, mine: &[Weights]) -> Vec<Match> {
     let new_ids: HashSet<Id> = new.tensors.iter().map(|t| t.id).collect();
     let wanted: HashSet<u32> = mine.iter().filter(|w| !theirs.contains(&w.id)).map(|w| w.sketch.class).collect();
-    let class = |t: &Tensor| crate::model::sketch::class(&t.shape);
+    let class = |t: &Tensor| sketch::class(&t.shape);
     let found = window::some(side, |t| !new_ids.contains(&t.id) && wanted.contains(&class(t)));
     let mut by_class: HashMap<u32, Vec<usize>> = HashMap::new();
     found.iter().enumerate().for_each(|(i, w)| by_class.entry(w.sketch.class).or_default().push(i));
-    let like = |w: &Weights| {
-        let of_class = by_class.get(&w.sketch.class)?;
-        most_like(&w.sketch, of_class.iter().map(|&i| (i, &found[i].sketch)))
-    };
+    let like = |w: &Weights| most_like(w, by_class.get(&w.sketch.class)?, &found);
     let picked: Vec<Option<usize>> = mine.iter().map(|w| if theirs.contains(&w.id) { None } else { like(w) }).collect();
     let mut found: Vec<Option<Weights>> = found.into_iter().map(Some).collect();
     let one = |(w, picked): (&Weights, Option<usize>)| match picked {
@@ -123,6 +121,19 @@ fn matches(side: &Side, theirs: &HashSet<Id>, new: &Side, mine: &[Weights]) -> V
         None => Match::Nothing,
     };
     mine.iter().zip(picked).map(one).collect()
+}
+
+/// The one of these (places in `found`) whose window is most like that of `new`, if it is kin.
+fn most_like(new: &Weights, of_class: &[usize], found: &[Weights]) -> Option<usize> {
+    let like = |&i: &usize| {
+        let old = &found[i];
+        let pairs = new.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b != 0.0);
+        let places = pairs.clone().count() as u32;
+        let correlation = sketch::correlation(pairs.map(|(a, b)| (*a as f64, *b as f64)))?;
+        (Likeness { places, correlation }.is_kin()).then_some((i, correlation))
+    };
+    let may_be = of_class.iter().filter(|&&i| new.sketch.may_be_kin(&found[i].sketch));
+    may_be.filter_map(like).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
 }
 
 fn measured(new: &Weights, old: &Match) -> Option<Measure> {
@@ -142,10 +153,10 @@ pub fn measure(new: &Weights, old: &Weights) -> Measure {
     let (x, y) = (&new.values[..n], &old.values[..n]);
     let share = |f: &dyn Fn(f32, f32) -> bool| x.iter().zip(y).filter(|(a, b)| f(**a, **b)).count() as f64 / n as f64;
     let scaled = new.number.is_float() != old.number.is_float();
-    let row = new.shape.last().map_or(n, |r| *r as usize).clamp(1, n);
+    let rows = rows(&new.shape, n);
     let apart = |x: &[f32], y: &[f32], to: Number| -> f64 {
         let (mut far, mut all) = (0.0, 0.0);
-        for (x, y) in x.chunks(row).zip(y.chunks(row)) {
+        for (x, y) in rows.iter().map(|r| (&x[r.clone()], &y[r.clone()])) {
             let s = if scaled { scale(x, y) } else { 1.0 };
             for (a, b) in x.iter().zip(y).filter(|(a, _)| **a != 0.0) {
                 let b = if scaled { *b as f64 * s } else { rounded(to, *b) as f64 };
@@ -164,6 +175,14 @@ pub fn measure(new: &Weights, old: &Weights) -> Measure {
         exact: share(&|a, b| a == rounded(new.number, b)),
         exact_back: share(&|a, b| b == rounded(old.number, a)),
     }
+}
+
+/// The rows that the first `n` values of a window lie in.
+fn rows(shape: &[u64], n: usize) -> Vec<Range<usize>> {
+    let row = shape.last().map_or(1, |r| *r as usize).max(1);
+    let skipped = (sketch::window(shape).0 % row as u64) as usize;
+    let ends = (1..).map(|i| i * row - skipped).take_while(|end| *end < n).chain([n]);
+    ends.scan(0, |from, to| Some(std::mem::replace(from, to)..to)).collect()
 }
 
 /// Least squares of `x = s y`.
@@ -193,7 +212,7 @@ pub fn rounded(to: Number, v: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::sketch::{self, Sketch};
+    use crate::model::sketch::Sketch;
 
     fn weights(number: Number, values: Vec<f32>) -> Weights {
         let shape = vec![8, values.len() as u64 / 8];
@@ -223,6 +242,18 @@ mod tests {
         let row = |i: usize| 900.0 + 100.0 * (i / 64) as f32;
         let ints = base().iter().enumerate().map(|(i, v)| (v * row(i)).round()).collect();
         assert!(measure(&weights(Number::I8, ints), &old).apart < 1e-3);
+    }
+
+    #[test]
+    fn rows_begin_where_the_matrix_has_them() {
+        for columns in [384, 100, 77, 5000] {
+            let shape = [1000, columns];
+            let (start, n) = sketch::window(&shape);
+            let rows = rows(&shape, n);
+            assert_eq!((rows[0].start, rows[rows.len() - 1].end), (0, n));
+            assert!(rows[1..].iter().all(|r| (start + r.start as u64).is_multiple_of(columns)));
+            assert!(rows.windows(2).all(|w| w[0].end == w[1].start) && rows.iter().all(|r| !r.is_empty()));
+        }
     }
 
     #[test]
