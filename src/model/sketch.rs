@@ -54,6 +54,20 @@ fn steady(elements: u64) -> u64 {
     1 << elements.max(1).ilog2()
 }
 
+/// Which values of its window a sketch has.
+fn places(shape: &[u64]) -> Vec<usize> {
+    let step = (window(shape).1 / VALUES).max(1);
+    let jitter = hash(shape);
+    let count = (window(shape).1 / step).min(VALUES);
+    (0..count).map(|i| i * step + jitter[i % 32] as usize * step / 256).collect()
+}
+
+/// Of each value of a sketch, the row of the matrix that it is from.
+pub fn rows(shape: &[u64]) -> Vec<u64> {
+    let columns = shape.last().map_or(1, |c| (*c).max(1));
+    places(shape).into_iter().map(|at| (window(shape).0 + at as u64) / columns).collect()
+}
+
 /// Some values of a tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sketch {
@@ -76,11 +90,7 @@ pub struct Likeness {
 impl Sketch {
     /// From the values of a window; `None` where they tell nothing: too few distinct ones.
     pub fn of_window(shape: &[u64], window: &[f32]) -> Option<Sketch> {
-        let step = (window.len() / VALUES).max(1);
-        let jitter = hash(shape);
-        let places = (0..window.len() / step).take(VALUES);
-        let place = |i: usize| i * step + jitter[i % 32] as usize * step / 256;
-        Sketch::new(class(shape), places.map(|i| window[place(i)]).collect())
+        Sketch::new(class(shape), places(shape).into_iter().map(|i| *window.get(i).unwrap_or(&0.0)).collect())
     }
 
     /// `None` where the values tell nothing.

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::super::diff::side::{Side, Tensor};
-use super::trial::{Measure, Trial};
+use super::trial::{Measure, PRUNED, Trial};
 use super::window::Weights;
 use crate::model::record::Relation;
 
-/// Share of values that are zero now and were not, from which on a version was pruned.
-const PRUNED: f64 = 0.05;
 /// Share of values that must be exactly those of a cast.
 const EXACT: f64 = 0.999;
 /// Least share of the matrices that must correspond, and the largest relative distance of these.
@@ -25,9 +23,9 @@ pub fn is_kin(t: &Trial) -> bool {
 }
 
 /// Is the first a better parent than the second? Nearness over what both match decides; where they are equally near
-/// what they share bit for bit, then what else corresponds, then the one that has fewer zeros of its own (a prune's
-/// source, not another prune), the dtype, and at last age.
-pub fn is_better(a: &Trial, b: &Trial, new: &Side, model: &str) -> bool {
+/// what they share bit for bit, the shapes, what else corresponds; then the one with the same zeros, or else with fewer
+/// of its own (a prune's source, not another prune), the dtype, and at last age.
+pub fn is_better(a: &Trial, b: &Trial, new: &Side, mine: &[Weights], model: &str) -> bool {
     let (near_a, near_b) = a.common(b);
     if (near_a - near_b).abs() > EQUAL * near_a.max(near_b) + 1e-15 {
         return near_a < near_b;
@@ -36,7 +34,8 @@ pub fn is_better(a: &Trial, b: &Trial, new: &Side, model: &str) -> bool {
     let rank = |t: &Trial| {
         let percent = |v: f64| (v * 1000.0).round() as i64;
         let other_model = t.head.model.as_str() != model;
-        (-percent(t.identical), -percent(t.matched()), percent(t.zeros()), !dtypes(t), other_model, t.head.seq)
+        let same = (-percent(t.identical), t.resized(mine), -percent(t.matched()));
+        (same, t.is_pruned(), percent(t.zeros()), !dtypes(t), other_model, t.head.seq)
     };
     rank(a) < rank(b)
 }
@@ -51,9 +50,14 @@ fn same_dtypes(a: &Side, b: &Side) -> bool {
 }
 
 /// The best parent of those that are kin.
-pub fn best<'a>(trials: impl Iterator<Item = &'a Trial>, new: &Side, model: &str) -> Option<&'a Trial> {
+pub fn best<'a>(
+    trials: impl Iterator<Item = &'a Trial>,
+    new: &Side,
+    mine: &[Weights],
+    model: &str,
+) -> Option<&'a Trial> {
     trials.filter(|t| is_kin(t)).fold(None, |best, t| match best {
-        Some(b) if !is_better(t, b, new, model) => Some(b),
+        Some(b) if !is_better(t, b, new, mine, model) => Some(b),
         _ => Some(t),
     })
 }
@@ -65,12 +69,11 @@ pub fn relation(t: &Trial, new: &Side, mine: &[Weights]) -> Relation {
     }
     let changed: Vec<_> = t.changed(mine).collect();
     let share = |f: &dyn Fn(&(&Weights, &Weights)) -> bool| 2 * changed.iter().filter(|p| f(p)).count() > changed.len();
-    let resized = changed.iter().any(|(w, o)| w.shape != o.shape);
     match () {
         _ if share(&|(w, o)| !w.number.is_float() && o.number.is_float()) => Relation::Quantize,
-        _ if t.mean_changed(|m| m.new_zeros) >= PRUNED => Relation::Prune,
+        _ if t.is_pruned() => Relation::Prune,
         _ if share(&|(w, o)| w.number != o.number) && t.mean_changed(|m| m.exact) >= EXACT => Relation::Cast,
-        _ if resized && t.distance() == 0.0 => Relation::Resize,
+        _ if t.resized(mine) > 0 && t.distance() == 0.0 => Relation::Resize,
         _ if t.matched() < 0.5 => Relation::Derived,
         _ => Relation::Finetune,
     }

@@ -35,8 +35,7 @@ pub struct Mix {
 /// The versions that the sketches say took part; none when they explain little.
 pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<Id> {
     let hits = &hits[..hits.len().min(MAX_MEMBERS)];
-    let Some(first) = hits.first() else { return vec![] };
-    let rows: Vec<usize> = first.matched.iter().flatten().copied().collect();
+    let rows = common_rows(hits, mine.len());
     let value = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
     let all: Vec<&Hit> = hits.iter().filter(|h| rows.iter().all(|r| value(h, *r).is_some())).collect();
     let column = |hit: &&Hit| -> Vec<f64> {
@@ -50,6 +49,14 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
     }
     let found = fit_coefficients(&columns, 0.7).unwrap_or_default();
     found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
+}
+
+/// The new version's matrices that most of the hits have sketches like.
+fn common_rows(hits: &[Hit], matrices: usize) -> Vec<usize> {
+    let mut counts = vec![0; matrices];
+    hits.iter().flat_map(|h| h.matched.iter().flatten()).for_each(|&m| counts[m] += 1);
+    let most = counts.iter().copied().max().unwrap_or(0);
+    (0..matrices).filter(|&m| most > 0 && 5 * counts[m] >= 4 * most).collect()
 }
 
 /// The mix of these that the new version is.

@@ -33,8 +33,8 @@ use trial::Trial;
 use window::Weights;
 
 /// Versions that are tried for their own sake, and at most with what these lead to.
-const TRIED: usize = 10;
-const MAX_TRIED: usize = 20;
+const TRIED: usize = 16;
+const MAX_TRIED: usize = 32;
 /// Near versions whose edges may have to move.
 const MOVED: usize = 32;
 /// An edge moves to a new version that is nearer by this factor (mean squares).
@@ -81,11 +81,11 @@ pub struct Found {
 pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progress) -> Result<Found, RepoError> {
     let side = Side::of_hashed(new.files)?;
     let versions = search::index(repo, ask, progress)?;
-    let mine = window::all(&side);
+    let (mine, searched) = (window::compared(&side), window::searched(&side));
     let lanes = crate::store::sketches::lanes(side.tensors.iter().map(|t| &t.id));
-    let hits = search::search(&versions, &lanes, &mine);
+    let hits = search::search(&versions, &lanes, &searched);
     let hints = hint::hints(new.files);
-    let mut finder = Finder { repo, ask, new, side, mine, versions, hits, asked: Vec::new(), trials: Vec::new() };
+    let mut finder = Finder { repo, ask, new, side, mine, searched, versions, hits, asked: Vec::new(), trials: Vec::new() };
     let mut found = finder.find(&hints)?;
     found.origin.hints = hints.into_iter().map(|h| h.text).collect();
     Ok(found)
@@ -94,7 +94,7 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
 /// The relations and coefficients of parents that were named.
 pub fn told(repo: &Arc<Repo>, new: &New, parents: &[Head]) -> Result<Vec<ParentEdge>, RepoError> {
     let side = Side::of_hashed(new.files)?;
-    let mine = window::all(&side);
+    let mine = window::compared(&side);
     let trials: Vec<Trial> = parents.iter().filter_map(|h| trial(repo, h.clone(), &side, &mine)).collect();
     let several = if parents.len() > 1 { mix::fit(&trials.iter().collect::<Vec<_>>(), &mine) } else { None };
     let edge = |h: &Head| {
@@ -128,6 +128,7 @@ struct Finder<'a> {
     new: &'a New<'a>,
     side: Side,
     mine: Vec<Weights>,
+    searched: Vec<Weights>,
     versions: Vec<VersionSketch>,
     hits: Vec<Hit>,
     /// Those asked for, dead ones too.
@@ -145,7 +146,7 @@ impl Finder<'_> {
         let reversed: Vec<(Id, Relation)> = self.reversed();
         let forward = |t: &&Trial| !reversed.iter().any(|(id, _)| *id == t.head.id);
         let model = self.new.model.as_str();
-        let Some(one) = best(self.trials.iter().filter(forward), &self.side, model).map(|t| t.head.id) else {
+        let Some(one) = best(self.trials.iter().filter(forward), &self.side, &self.mine, model).map(|t| t.head.id) else {
             let mut found = self.by_hint(hints)?;
             found.moves = self.reversed_moves(&reversed)?;
             found.near = reversed.iter().map(|(id, _)| *id).collect();
@@ -204,10 +205,10 @@ impl Finder<'_> {
     }
 
     fn try_nearest(&mut self, hints: &[Hint]) -> Result<(), RepoError> {
-        let nearest = search::distinct(&self.hits, TRIED);
+        let nearest = search::candidates(&self.hits, &self.versions, &self.mine, TRIED);
         nearest.iter().try_for_each(|id| self.try_one(id))?;
         let mut more: Vec<Id> = Vec::new();
-        for id in nearest.iter().take(3) {
+        for id in nearest.iter().take(TRIED) {
             if let Some(d) = self.above(id)? {
                 more.extend(d.parents.iter().map(|(h, _)| h).chain(&d.previous).filter(|h| !h.removed).map(|h| h.id));
             }
@@ -276,7 +277,7 @@ impl Finder<'_> {
         if exact || self.hits.len() < 2 {
             return Ok(None);
         }
-        for id in mix::members(&self.hits, &self.versions, &self.mine) {
+        for id in mix::members(&self.hits, &self.versions, &self.searched) {
             if let (false, Some(d)) = (self.trials.iter().any(|t| t.head.id == id), self.above(&id)?) {
                 self.trials.extend(trial(self.repo, d.head, &self.side, &self.mine));
             }

@@ -12,9 +12,11 @@ use super::super::{Repo, RepoError};
 use super::super::diff::side::Side;
 use super::super::progress::Progress;
 use super::Ask;
+use super::trial::rounded;
 use super::window::{self, Weights};
 use crate::model::id::Id;
-use crate::model::sketch::Sketch;
+use crate::model::number::Number;
+use crate::model::sketch::{self, Sketch};
 use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
 
 /// Versions of equal sketches that are tried.
@@ -98,7 +100,7 @@ fn hit(
     let matched: Vec<Option<usize>> =
         version.tensors.iter().map(|s| most_like(s, of_class(s).iter().map(|&i| (i, &mine[i].sketch)))).collect();
     let found: Vec<f64> =
-        version.tensors.iter().zip(&matched).filter_map(|(s, m)| Some(distance(&mine[(*m)?].sketch, s))).collect();
+        version.tensors.iter().zip(&matched).filter_map(|(s, m)| Some(distance(&mine[(*m)?], s))).collect();
     // A table that all models have alike (sinusoids) is not enough.
     if found.is_empty() || (3 * found.len() < version.tensors.len() && common < 2) {
         return None;
@@ -107,8 +109,27 @@ fn hit(
     Some(Hit { seq, id: version.id, distance, common, matched })
 }
 
-/// The nearest, but of those that look all the same (heads on one trunk, renamed copies) only a few.
-pub fn distinct(hits: &[Hit], most: usize) -> Vec<Id> {
+/// Are all values ones that a 16-bit float has?
+fn is_coarse(version: &VersionSketch) -> bool {
+    let coarse = |v: &f32| rounded(Number::Bf16, *v) == *v || rounded(Number::F16, *v) == *v;
+    version.tensors.iter().all(|t| t.values.iter().all(coarse))
+}
+
+/// The nearest, but of those that look all the same (heads on one trunk, renamed copies) only a few; and some of the
+/// nearest of the new version's own precision, which roundings hide among others.
+pub fn candidates(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights], most: usize) -> Vec<Id> {
+    let coarse = mine.iter().all(|w| w.number.width() < 4);
+    let alike: Vec<Hit> = hits.iter().filter(|h| is_coarse(&versions[h.seq]) == coarse).cloned().collect();
+    let mut out = distinct(hits, most);
+    for id in distinct(&alike, most / 2) {
+        if !out.contains(&id) {
+            out.push(id);
+        }
+    }
+    out
+}
+
+fn distinct(hits: &[Hit], most: usize) -> Vec<Id> {
     let mut out = Vec::new();
     for (i, hit) in hits.iter().enumerate() {
         let alike = hits[..i].iter().rev().take_while(|h| h.distance == hit.distance).count();
@@ -129,8 +150,23 @@ pub fn most_like<'a>(sketch: &Sketch, others: impl Iterator<Item = (usize, &'a S
     others.filter_map(kin).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
 }
 
-/// Square of the relative distance where neither is zero; of another scale (quantized), what correlation leaves.
-pub fn distance(new: &Sketch, old: &Sketch) -> f64 {
+/// Square of the relative distance where neither is zero; for what was quantized, with a scale for each row.
+fn distance(new: &Weights, old: &Sketch) -> f64 {
+    if new.number.is_float() {
+        return apart_of(&new.sketch, old);
+    }
+    let mut rows: HashMap<u64, [f64; 3]> = HashMap::new();
+    let values = new.sketch.values.iter().zip(&old.values).map(|(a, b)| (*a as f64, *b as f64));
+    for (row, (a, b)) in sketch::rows(&new.shape).into_iter().zip(values).filter(|(_, (a, b))| *a != 0.0 && *b != 0.0) {
+        let sums = rows.entry(row).or_default();
+        (sums[0], sums[1], sums[2]) = (sums[0] + a * a, sums[1] + a * b, sums[2] + b * b);
+    }
+    let (left, all) = rows.values().fold((0.0, 0.0), |(l, all), [aa, ab, bb]| (l + aa - ab * ab / bb, all + aa));
+    if all > 0.0 { (left / all).clamp(0.0, 1.0) } else { 1.0 }
+}
+
+/// The same of two sketches, of another scale what correlation leaves.
+fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
     let pairs = new.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b != 0.0);
     let sum = |f: &dyn Fn(f64, f64) -> f64| pairs.clone().map(|(a, b)| f(*a as f64, *b as f64)).sum::<f64>();
     let (new2, old2, apart) = (sum(&|a, _| a * a), sum(&|_, b| b * b), sum(&|a, b| (a - b) * (a - b)));
@@ -144,7 +180,7 @@ pub fn distance(new: &Sketch, old: &Sketch) -> f64 {
 pub fn apart(a: &VersionSketch, b: &VersionSketch) -> Option<f64> {
     let near = |s: &Sketch| {
         let i = most_like(s, b.tensors.iter().enumerate())?;
-        Some(distance(s, &b.tensors[i]))
+        Some(apart_of(s, &b.tensors[i]))
     };
     let found: Vec<f64> = a.tensors.iter().filter_map(near).collect();
     (2 * found.len() > a.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)

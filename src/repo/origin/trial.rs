@@ -5,6 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::super::Head;
 use super::super::diff::side::{Side, Tensor};
@@ -13,11 +16,17 @@ use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Likeness};
 
+/// Stored matrices of one kind that a new one is compared with.
+const MAX_KIND: usize = 512;
+
+/// Share of values that are zero now and were not, from which on a version was pruned.
+pub const PRUNED: f64 = 0.05;
+
 /// What a new matrix corresponds to.
 pub enum Match {
     /// The same object.
     Same,
-    Like(Weights),
+    Like(Arc<Weights>),
     Nothing,
 }
 
@@ -91,6 +100,16 @@ impl Trial {
         self.mean(|m| m.zeros)
     }
 
+    /// Matrices that another dimension tells from the new one's.
+    pub fn resized(&self, mine: &[Weights]) -> usize {
+        self.changed(mine).filter(|(w, o)| w.shape != o.shape).count()
+    }
+
+    /// Is a share of the values zero that was not?
+    pub fn is_pruned(&self) -> bool {
+        self.mean_changed(|m| m.new_zeros) >= PRUNED
+    }
+
     /// Matrices that both this and another trial match: the two mean squares.
     pub fn common(&self, other: &Trial) -> (f64, f64) {
         let both = self.measures.iter().zip(&other.measures).filter_map(|(a, b)| Some((a.as_ref()?, b.as_ref()?)));
@@ -100,40 +119,71 @@ impl Trial {
 
     /// The windows that differ.
     pub fn changed<'a>(&'a self, mine: &'a [Weights]) -> impl Iterator<Item = (&'a Weights, &'a Weights)> {
-        mine.iter().zip(&self.matches).filter_map(|(w, m)| if let Match::Like(t) = m { Some((w, t)) } else { None })
+        mine.iter().zip(&self.matches).filter_map(|(w, m)| if let Match::Like(t) = m { Some((w, &**t)) } else { None })
     }
 }
 
+/// For each matrix of the new version, what it corresponds to: the same object; else what stands in its place among its
+/// kind, if it is kin; else whichever of its kind is most like it.
 fn matches(side: &Side, theirs: &HashSet<Id>, new: &Side, mine: &[Weights]) -> Vec<Match> {
-    let new_ids: HashSet<Id> = new.tensors.iter().map(|t| t.id).collect();
-    let wanted: HashSet<u32> = mine.iter().filter(|w| !theirs.contains(&w.id)).map(|w| w.sketch.class).collect();
-    let class = |t: &Tensor| sketch::class(&t.shape);
-    let found = window::some(side, |t| !new_ids.contains(&t.id) && wanted.contains(&class(t)));
-    let mut by_class: HashMap<u32, Vec<usize>> = HashMap::new();
-    found.iter().enumerate().for_each(|(i, w)| by_class.entry(w.sketch.class).or_default().push(i));
-    let like = |w: &Weights| most_like(w, by_class.get(&w.sketch.class)?, &found);
-    let picked: Vec<Option<usize>> = mine.iter().map(|w| if theirs.contains(&w.id) { None } else { like(w) }).collect();
-    let mut found: Vec<Option<Weights>> = found.into_iter().map(Some).collect();
-    let one = |(w, picked): (&Weights, Option<usize>)| match picked {
-        _ if theirs.contains(&w.id) => Match::Same,
-        // Of two that are like the same one the first has it: the other is a copy.
-        Some(i) => found[i].take().map_or(Match::Nothing, Match::Like),
-        None => Match::Nothing,
+    let kinds = |s: &Side| window::kinds(s).into_iter().collect::<HashMap<u32, Vec<usize>>>();
+    let (ours, kinds) = (kinds(new), kinds(side));
+    let mut shelf = Shelf { side, kinds, read: HashMap::new(), taken: HashSet::new() };
+    let one = |w: &Weights| {
+        if theirs.contains(&w.id) {
+            return Match::Same;
+        }
+        let place = ours[&w.sketch.class].iter().position(|&t| t == w.tensor).unwrap_or(0);
+        shelf.most_like(w, place).map_or(Match::Nothing, Match::Like)
     };
-    mine.iter().zip(picked).map(one).collect()
+    mine.iter().map(one).collect()
 }
 
-/// The one of these (places in `found`) whose window is most like that of `new`, if it is kin.
-fn most_like(new: &Weights, of_class: &[usize], found: &[Weights]) -> Option<usize> {
-    let like = |&i: &usize| {
-        let old = &found[i];
-        let pairs = new.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b != 0.0);
-        let places = pairs.clone().count() as u32;
-        let correlation = sketch::correlation(pairs.map(|(a, b)| (*a as f64, *b as f64)))?;
-        (Likeness { places, correlation }.is_kin()).then_some((i, correlation))
-    };
-    let may_be = of_class.iter().filter(|&&i| new.sketch.may_be_kin(&found[i].sketch));
-    may_be.filter_map(like).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
+/// A stored version's windows, read when they are asked for.
+struct Shelf<'a> {
+    side: &'a Side,
+    kinds: HashMap<u32, Vec<usize>>,
+    read: HashMap<usize, Option<Arc<Weights>>>,
+    /// Of two that are like the same one the first has it: the other is a copy.
+    taken: HashSet<usize>,
+}
+
+impl Shelf<'_> {
+    fn most_like(&mut self, new: &Weights, place: usize) -> Option<Arc<Weights>> {
+        let kind = self.kinds.get(&new.sketch.class)?.clone();
+        if let Some(&here) = kind.get(place).filter(|h| !self.taken.contains(h))
+            && let Some(w) = self.get(here)
+            && likeness(new, &w).is_some()
+        {
+            self.taken.insert(here);
+            return Some(w);
+        }
+        let kind = &kind[..kind.len().min(MAX_KIND)];
+        let unread: Vec<usize> = kind.iter().copied().filter(|i| !self.read.contains_key(i)).collect();
+        let side = self.side;
+        let read = unread.par_iter().map(|&i| (i, Weights::read(side, i).map(Arc::new)));
+        self.read.extend(read.collect::<Vec<_>>());
+        let free = kind.iter().filter(|i| !self.taken.contains(i));
+        let like = free.filter_map(|i| self.read[i].clone().and_then(|w| Some((*i, likeness(new, &w)?, w))));
+        let (i, _, w) = like.max_by(|a, b| a.1.total_cmp(&b.1))?;
+        self.taken.insert(i);
+        Some(w)
+    }
+
+    fn get(&mut self, tensor: usize) -> Option<Arc<Weights>> {
+        self.read.entry(tensor).or_insert_with(|| Weights::read(self.side, tensor).map(Arc::new)).clone()
+    }
+}
+
+/// Correlation of two windows where neither is zero; `None` where they are no kin.
+fn likeness(new: &Weights, old: &Weights) -> Option<f64> {
+    if !new.sketch.may_be_kin(&old.sketch) {
+        return None;
+    }
+    let pairs = new.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b != 0.0);
+    let places = pairs.clone().count() as u32;
+    let correlation = sketch::correlation(pairs.map(|(a, b)| (*a as f64, *b as f64)))?;
+    Likeness { places, correlation }.is_kin().then_some(correlation)
 }
 
 fn measured(new: &Weights, old: &Match) -> Option<Measure> {

@@ -3,6 +3,8 @@
 //! Matrices are evidence of kinship, vectors are not: norms start alike everywhere. Where a version has no matrix, its
 //! vectors must do. What cannot be read is left out.
 
+use std::collections::{BTreeMap, HashSet};
+
 use rayon::prelude::*;
 
 use super::super::RepoError;
@@ -11,10 +13,15 @@ use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Sketch};
 
-/// Most tensors of a version that are looked at.
-const MAX_TENSORS: usize = 512;
+/// Matrices of the new version that are compared.
+const COMPARED: usize = 32;
+/// Most matrices of one kind that are searched for.
+const MAX_SEARCHED: usize = 256;
 /// Tensors of a version that are sketched for the search.
 const SKETCHED: usize = 8;
+/// A kind of tensors with less than this share of all elements (a head) is not sketched: versions would be sketched
+/// in other places for it.
+const SMALL: f64 = 0.01;
 
 /// A window of a tensor's values.
 pub struct Weights {
@@ -49,44 +56,83 @@ fn values(side: &Side, t: &Tensor) -> Result<Vec<f32>, RepoError> {
     Ok(out.into_iter().map(|v| v as f32).collect())
 }
 
-/// The tensors that tell where a version comes from, as places in the side's tensors, at most `most` of them, from all
-/// over it.
-fn telling(side: &Side, most: usize) -> Vec<usize> {
-    let suits = |t: &Tensor| sketch::suits(&t.dtype, &t.shape);
+/// The tensors that tell where a version comes from, as places in the side's tensors, by kind: those of more elements
+/// first. The same for every version of one architecture, whatever its names and heads.
+pub fn kinds(side: &Side) -> Vec<(u32, Vec<usize>)> {
     let of_rank = |least: usize| -> Vec<usize> {
-        let mut seen = std::collections::HashSet::new();
-        let fits = |(_, t): &(usize, &Tensor)| t.shape.len() >= least && suits(t) && seen.insert(t.id);
-        side.tensors.iter().enumerate().filter(fits).map(|(i, _)| i).collect()
+        let mut seen = HashSet::new();
+        let fits = |t: &Tensor| t.shape.len() >= least && sketch::suits(&t.dtype, &t.shape);
+        let all = side.tensors.iter().enumerate();
+        all.filter(|(_, t)| fits(t) && seen.insert(t.id)).map(|(i, _)| i).collect()
     };
     let matrices = of_rank(2);
     let all = if matrices.is_empty() { of_rank(1) } else { matrices };
-    spread(&all, most)
+    let mut kinds: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for i in all {
+        kinds.entry(sketch::class(&side.tensors[i].shape)).or_default().push(i);
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, places)| std::cmp::Reverse(elements(side, places)));
+    kinds
 }
 
-/// At most `most` of them, evenly, the first and the last among them.
-fn spread(all: &[usize], most: usize) -> Vec<usize> {
-    match all.len() {
-        n if n <= most => all.to_vec(),
-        n => (0..most).map(|i| all[i * (n - 1) / (most - 1)]).collect(),
+fn elements(side: &Side, places: &[usize]) -> u64 {
+    let count = |&i: &usize| side.tensors[i].shape.iter().fold(1u64, |n, &d| n.saturating_mul(d));
+    places.iter().map(count).fold(0, u64::saturating_add)
+}
+
+/// At most `most` of them, of each kind about as many, and of a kind evenly.
+fn picked(kinds: &[(u32, Vec<usize>)], most: usize) -> Vec<usize> {
+    let mut counts = vec![0; kinds.len()];
+    let mut left = most;
+    while left > 0 {
+        let before = left;
+        for (count, (_, places)) in counts.iter_mut().zip(kinds) {
+            if left > 0 && *count < places.len() {
+                (*count, left) = (*count + 1, left - 1);
+            }
+        }
+        if before == left {
+            break;
+        }
+    }
+    kinds.iter().zip(counts).flat_map(|((_, places), n)| spread(places, n)).collect()
+}
+
+/// `n` of them, evenly, the first and the last among them.
+fn spread(all: &[usize], n: usize) -> Vec<usize> {
+    match n {
+        1 => all[..1].to_vec(),
+        _ => (0..n).map(|i| all[i * (all.len() - 1) / (n - 1)]).collect(),
     }
 }
 
-/// The windows of all that tells.
-pub fn all(side: &Side) -> Vec<Weights> {
-    telling(side, MAX_TENSORS).into_par_iter().filter_map(|i| Weights::read(side, i)).collect()
+fn read(side: &Side, places: Vec<usize>) -> Vec<Weights> {
+    places.into_par_iter().filter_map(|i| Weights::read(side, i)).collect()
 }
 
-/// Windows of those tensors that `wanted` picks.
-pub fn some(side: &Side, wanted: impl Fn(&Tensor) -> bool) -> Vec<Weights> {
-    let picked: Vec<usize> = telling(side, MAX_TENSORS).into_iter().filter(|&i| wanted(&side.tensors[i])).collect();
-    picked.into_par_iter().filter_map(|i| Weights::read(side, i)).collect()
+/// Windows of some matrices of each kind.
+pub fn compared(side: &Side) -> Vec<Weights> {
+    read(side, picked(&kinds(side), COMPARED))
+}
+
+/// Windows of all matrices of the kinds that are sketched: among them are those that the search looks for.
+pub fn searched(side: &Side) -> Vec<Weights> {
+    read(side, large(side).into_iter().flat_map(|(_, places)| spread(&places, places.len().min(MAX_SEARCHED))).collect())
+}
+
+/// The kinds that are not small.
+fn large(side: &Side) -> Vec<(u32, Vec<usize>)> {
+    let mut kinds = kinds(side);
+    let all: u64 = kinds.iter().map(|(_, places)| elements(side, places)).fold(0, u64::saturating_add);
+    kinds.retain(|(_, places)| elements(side, places) as f64 >= SMALL * all as f64);
+    kinds
 }
 
 /// A few sketches that stand for a version.
 pub fn sketches(side: &Side) -> Vec<Sketch> {
-    let found = |most| -> Vec<Sketch> {
-        telling(side, most).into_iter().filter_map(|i| Weights::read(side, i)).map(|w| w.sketch).collect()
-    };
+    let kinds = large(side);
+    let found = |most| -> Vec<Sketch> { read(side, picked(&kinds, most)).into_iter().map(|w| w.sketch).collect() };
     let some = found(SKETCHED);
     // Where most of these were constant, others may not be.
     if 2 * some.len() > SKETCHED { some } else { found(8 * SKETCHED).into_iter().take(SKETCHED).collect() }
@@ -100,6 +146,10 @@ mod tests {
     fn a_few_of_many_lie_everywhere() {
         let all: Vec<usize> = (0..100).collect();
         assert_eq!(spread(&all, 4), [0, 33, 66, 99]);
-        assert_eq!(spread(&all[..3], 4), [0, 1, 2]);
+        assert_eq!(spread(&all[..3], 3), [0, 1, 2]);
+        let kinds = [(7, (0..10).collect()), (8, vec![20]), (9, vec![30, 31])];
+        assert_eq!(picked(&kinds, 6), [0, 4, 9, 20, 30, 31]);
+        assert_eq!(picked(&kinds, 100).len(), 13);
+        assert!(picked(&[], 3).is_empty());
     }
 }
