@@ -24,6 +24,10 @@ pub fn class(shape: &[u64]) -> u32 {
     u32::from_le_bytes(*hash(shape).first_chunk().expect("32 bytes"))
 }
 
+fn first(shape: &[u64]) -> u32 {
+    shape.first().map_or(0, |&n| u32::try_from(n).unwrap_or(u32::MAX))
+}
+
 fn hash(shape: &[u64]) -> [u8; 32] {
     let tail = if shape.len() > 1 { &shape[1..] } else { shape };
     let words = [&[shape.len() as u64], tail].concat();
@@ -72,6 +76,8 @@ pub fn rows(shape: &[u64]) -> Vec<u64> {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sketch {
     pub class: u32,
+    /// The first dimension, which the class leaves out; the largest number for a longer one.
+    pub first: u32,
     pub values: Vec<f32>,
     /// Which values lie above the mean of those that are not zero, and which are not zero.
     above: u64,
@@ -90,11 +96,11 @@ pub struct Likeness {
 impl Sketch {
     /// From the values of a window; `None` where they tell nothing: too few distinct ones.
     pub fn of_window(shape: &[u64], window: &[f32]) -> Option<Sketch> {
-        Sketch::new(class(shape), places(shape).into_iter().map(|i| *window.get(i).unwrap_or(&0.0)).collect())
+        Sketch::new(class(shape), first(shape), places(shape).into_iter().map(|i| *window.get(i).unwrap_or(&0.0)).collect())
     }
 
     /// `None` where the values tell nothing.
-    pub fn new(class: u32, values: Vec<f32>) -> Option<Sketch> {
+    pub fn new(class: u32, first: u32, values: Vec<f32>) -> Option<Sketch> {
         let mut seen: Vec<u32> = values.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect();
         seen.sort_unstable();
         seen.dedup();
@@ -105,7 +111,12 @@ impl Sketch {
         let present = bits(&|v| v != 0.0);
         let mean = values.iter().sum::<f32>() / present.count_ones() as f32;
         let above = bits(&|v| v > mean);
-        Some(Sketch { class, values, above, present })
+        Some(Sketch { class, first, values, above, present })
+    }
+
+    /// What else tells the two apart: places where only one is zero, and another number of rows.
+    pub fn mismatches(&self, other: &Sketch) -> u32 {
+        (self.present ^ other.present).count_ones() + if self.first == other.first { 0 } else { VALUES as u32 }
     }
 
     /// Could one come from the other? Not of another kind, nor where a quarter of many values lies on other sides.

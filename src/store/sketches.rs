@@ -5,7 +5,7 @@
 //! then, for each version:
 //! len        4   bytes of the payload, LE
 //! check      4   check4 of the payload
-//! payload        id 32 · lanes 8 × u32 LE · count u8, then for each sketch: class u32 LE · n u8 · n × f32 LE
+//! payload        id 32 · lanes 8 × u32 LE · count u8, then for each sketch: class u32 LE · first u32 LE · n u8 · n × f32 LE
 //! ```
 //! All of it is derived from the packs and can be deleted at any time. It is not synced: what is torn or does not
 //! check out is cut off, and sketched again by whoever has the file's lock ([`SketchFile::open`]).
@@ -54,6 +54,7 @@ impl VersionSketch {
         out.push(self.tensors.len() as u8);
         for t in &self.tensors {
             out.extend_from_slice(&t.class.to_le_bytes());
+            out.extend_from_slice(&t.first.to_le_bytes());
             out.push(t.values.len() as u8);
             t.values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
         }
@@ -75,10 +76,10 @@ impl VersionSketch {
 }
 
 fn decode_sketch(c: &mut Cursor) -> Result<Sketch, Malformed> {
-    let class = u32::from_le_bytes(c.array()?);
+    let (class, first) = (u32::from_le_bytes(c.array()?), u32::from_le_bytes(c.array()?));
     let n = c.byte()? as usize;
     let values = c.take(4 * n)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    Sketch::new(class, values).ok_or(Malformed("a sketch that tells nothing"))
+    Sketch::new(class, first, values).ok_or(Malformed("a sketch that tells nothing"))
 }
 
 /// The file, locked: what it holds, and a way to add to it.
@@ -158,7 +159,7 @@ mod tests {
     fn version(n: u8) -> VersionSketch {
         let values = (0..64).map(|i| (i * (n as i32 + 3) % 17) as f32 - 8.0).collect();
         let id = Id::of(&[n]);
-        VersionSketch { id, lanes: lanes([id].iter()), tensors: vec![Sketch::new(7, values).unwrap(); n as usize % 3] }
+        VersionSketch { id, lanes: lanes([id].iter()), tensors: vec![Sketch::new(7, 9, values).unwrap(); n as usize % 3] }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::model::sketch::{self, Sketch};
 use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
 
 /// Versions of equal sketches that are tried.
-const ALIKE: usize = 3;
+const ALIKE: usize = 4;
 /// Versions that are sketched between two looks at whether to stop.
 const STEP: usize = 64;
 
@@ -72,19 +72,23 @@ pub struct Hit {
     pub id: Id,
     /// Mean square of the sketches' relative distances.
     pub distance: f64,
+    /// Other differences: zeros, numbers of rows.
+    pub mismatches: u32,
     /// Lanes that agree: about the share of identical objects.
     pub common: usize,
     /// For each of its sketches, the new version's matrix that is most like it.
     pub matched: Vec<Option<usize>>,
 }
 
-/// All that look like kin, the nearest first; of those equally near the one with more in common, then the older.
+/// All that look like kin, the nearest first; of those equally near the one with fewer other differences, with more in
+/// common, the older.
 pub fn search(versions: &[VersionSketch], lanes: &[u32; LANES], mine: &[Weights]) -> Vec<Hit> {
     let mut classes: HashMap<u32, Vec<usize>> = HashMap::new();
     mine.iter().enumerate().for_each(|(i, w)| classes.entry(w.sketch.class).or_default().push(i));
     let hit = |(seq, v): (usize, &VersionSketch)| hit(seq, v, lanes, mine, &classes);
     let mut hits: Vec<Hit> = versions.par_iter().enumerate().filter_map(hit).collect();
-    hits.sort_by(|a, b| a.distance.total_cmp(&b.distance).then(b.common.cmp(&a.common)).then(a.seq.cmp(&b.seq)));
+    let rest = |h: &Hit| (h.mismatches, std::cmp::Reverse(h.common), h.seq);
+    hits.sort_by(|a, b| a.distance.total_cmp(&b.distance).then_with(|| rest(a).cmp(&rest(b))));
     hits
 }
 
@@ -106,7 +110,9 @@ fn hit(
         return None;
     }
     let distance = found.iter().sum::<f64>() / found.len() as f64;
-    Some(Hit { seq, id: version.id, distance, common, matched })
+    let pairs = version.tensors.iter().zip(&matched).filter_map(|(s, m)| Some((s, &mine[(*m)?].sketch)));
+    let mismatches = pairs.map(|(s, m)| s.mismatches(m)).sum();
+    Some(Hit { seq, id: version.id, distance, mismatches, common, matched })
 }
 
 /// Are all values ones that a 16-bit float has?

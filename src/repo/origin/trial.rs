@@ -266,7 +266,7 @@ mod tests {
 
     fn weights(number: Number, values: Vec<f32>) -> Weights {
         let shape = vec![8, values.len() as u64 / 8];
-        let sketch = Sketch::new(sketch::class(&shape), values[..64].to_vec()).unwrap();
+        let sketch = Sketch::new(sketch::class(&shape), 8, values[..64].to_vec()).unwrap();
         Weights { tensor: 0, id: Id::of(b""), number, shape, values, sketch }
     }
 
