@@ -194,7 +194,7 @@ class Lineage:
         child(f"{tag}-config", two, "derived", lambda m: m, config={"id2label": ["a", "b"]}, same=two)
         grown = child(f"{tag}-resized", root, "resize", lambda m: resized(rng, m, 8))
         child(f"{tag}-resized-ft", grown, "finetune", lambda m: tune(rng, m, 1e-4))
-        self.add(f"{tag}-copy@v1", [], "duplicate", t[three])
+        self.add(f"{tag}-copy@v1", [], "duplicate", t[three], same=three)
         half = lambda m: {n: bf16(x) if x.dtype == np.float32 else x for n, x in m.items()}
         low = child(f"{tag}-bf16", root, "cast", half)
         child(f"{tag}-f16", one, "cast", lambda m: {n: x.astype(np.float16) if x.dtype == np.float32 else x for n, x in m.items()})

@@ -315,7 +315,7 @@ impl Place {
         }
         let found = origin::find(&repo, turn, &new, bar)?;
         self.guess = found.previous.is_some();
-        self.previous = found.previous.or(self.previous.take());
+        self.previous = found.previous.or(self.previous.take().filter(|_| !found.precedes));
         (self.parents, self.origin, self.moves) = (found.parents, Some(found.origin), found.moves);
         self.near = found.near;
         Ok(())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Id;
 use super::name::{ModelName, VersionName};
-use super::record::{ParentEdge, Relation, is_false};
+use super::record::{ParentEdge, Real, Relation, is_false};
 
 /// One journal entry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -39,9 +39,12 @@ pub enum Event {
         child: Id,
         parent: Id,
         relation: Relation,
-        /// Nobody named it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        coefficient: Option<Real>,
         #[serde(default, skip_serializing_if = "is_false")]
         guess: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        distance: Option<Real>,
     },
     /// A version edge: `id` follows `previous` within its model.
     Follow {
@@ -52,4 +55,12 @@ pub enum Event {
     },
     /// No edge of either kind from `child` to `parent` any longer.
     Unlink { child: Id, parent: Id },
+}
+
+impl Event {
+    /// The edge from `child` up.
+    pub fn link(child: Id, edge: ParentEdge) -> Event {
+        let ParentEdge { id: parent, relation, coefficient, guess, distance } = edge;
+        Event::Link { child, parent, relation, coefficient, guess, distance }
+    }
 }

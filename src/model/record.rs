@@ -86,12 +86,16 @@ pub struct ParentEdge {
     /// Found by content alone: which of the two came first is told by nothing but the order of their imports.
     #[serde(default, skip_serializing_if = "is_false")]
     pub guess: bool,
+    /// The relative distance at which it was found by content; none where somebody named it. Later imports may show that
+    /// another parent is nearer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Real>,
 }
 
 impl ParentEdge {
     /// One that somebody named.
     pub fn new(id: Id, relation: Relation) -> ParentEdge {
-        ParentEdge { id, relation, coefficient: None, guess: false }
+        ParentEdge { id, relation, coefficient: None, guess: false, distance: None }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::origin::Move;
+use super::origin::{Move, NEW};
 use super::{Head, Repo, RepoError};
 use crate::model::event::Event;
 use crate::model::id::Id;
@@ -145,21 +145,36 @@ impl Engine {
         let mut edges = self.edges()?;
         edges.extend(parents.iter().map(|p| &p.id).chain(previous).map(|p| (*p, new)));
         for m in moves {
-            let now = self.catalog().parents(&m.child)?;
-            let stands = match m.from {
-                Some(from) => matches!(now[..], [edge] if edge.id == from && edge.guess),
-                None => now.is_empty(),
-            };
-            edges.retain(|(parent, child)| *child != m.child || Some(*parent) != m.from);
-            if !stands || Lineage::from_edges(edges.iter().copied()).circle(new, m.child).is_some() {
-                edges.extend(m.from.filter(|_| !now.is_empty()).map(|from| (from, m.child)));
+            let (child, to) = (m.child, m.to.iter().map(|e| if e.id == NEW { ParentEdge { id: new, ..*e } } else { *e }));
+            let to: Vec<ParentEdge> = to.collect();
+            let mut after = edges.clone();
+            after.retain(|(parent, c)| *c != child || Some(*parent) != m.from);
+            after.extend(to.iter().map(|e| (e.id, child)));
+            let lineage = Lineage::from_edges(after.iter().copied());
+            // An edge lies on a circle when its parent also comes from its child.
+            let circle = to.iter().any(|e| e.id == child || lineage.ancestors(e.id).contains(&child));
+            if circle || !self.stands(m)? {
                 continue;
             }
-            edges.push((new, m.child));
-            events.extend(m.from.map(|parent| Event::Unlink { child: m.child, parent }));
-            events.push(Event::Link { child: m.child, parent: new, relation: m.relation, guess: m.guess });
+            edges = after;
+            events.extend(m.from.map(|parent| Event::Unlink { child, parent }));
+            events.extend(to.iter().map(|e| match m.follow {
+                true => Event::Follow { id: child, previous: e.id, guess: true },
+                false => Event::link(child, *e),
+            }));
         }
         Ok(events)
+    }
+
+    /// Is the edge that would move still there, and still one that content alone suggested?
+    fn stands(&self, m: &Move) -> Result<bool, RepoError> {
+        let Some(head) = self.catalog().by_id(&m.child)? else { return Ok(false) };
+        let parents = self.catalog().parents(&m.child)?;
+        Ok(match m.from {
+            Some(from) if head.previous == Some(from) => head.guess && parents.is_empty(),
+            Some(from) => matches!(parents[..], [e] if e.id == from && e.distance.is_some()),
+            None => parents.is_empty() && head.previous.is_none(),
+        })
     }
 
     /// What the import found stored already must still be there.
@@ -208,7 +223,7 @@ impl Engine {
             true => Event::Follow { id: child.id, previous: parent.id, guess: false },
             false => {
                 let relation = relation.unwrap_or(Relation::Derived);
-                Event::Link { child: child.id, parent: parent.id, relation, guess: false }
+                Event::link(child.id, ParentEdge::new(parent.id, relation))
             }
         };
         self.commit(&mut journal, vec![event])?;

@@ -364,8 +364,8 @@ impl Frame<'_> {
                 self.commit(head, parents)
             }
             Event::Remove { id, .. } => self.change(id, |h| h.removed = true),
-            Event::Link { child, parent, relation, guess } => {
-                self.link(child, ParentEdge { guess: *guess, ..ParentEdge::new(*parent, *relation) })
+            &Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
+                self.link(&child, ParentEdge { id, relation, coefficient, guess, distance })
             }
             Event::Follow { id, previous, guess } => self.follow(id, Some(*previous), *guess),
             Event::Unlink { child, parent } => self.unlink(child, parent),
@@ -452,7 +452,7 @@ impl Frame<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::Relation;
+    use crate::model::record::{Real, Relation};
     use proptest::prelude::*;
 
     fn id(n: u8) -> Id {
@@ -496,8 +496,8 @@ mod tests {
                     parents.iter().for_each(|p| self.link(id, *p));
                 }
                 Event::Remove { id, .. } => self.head(&id, |h| h.removed = true),
-                Event::Link { child, parent, relation, guess } => {
-                    self.link(child, ParentEdge { guess, ..ParentEdge::new(parent, relation) })
+                Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
+                    self.link(child, ParentEdge { id, relation, coefficient, guess, distance })
                 }
                 Event::Follow { id, previous, guess } => {
                     self.head(&id, |h| (h.previous, h.guess) = (Some(previous), guess))
@@ -572,11 +572,10 @@ mod tests {
                 version: VersionName::numbered(1),
                 id: id(i)
             }),
-            1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| Event::Link {
-                child: id(a),
-                parent: id(b),
-                relation: Relation::ALL[r],
-                guess: r % 2 == 0,
+            1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| {
+                let coefficient = Some(Real(r as f64 / 4.0)).filter(|_| r > 4);
+                let edge = ParentEdge { coefficient, guess: r % 2 == 0, ..ParentEdge::new(id(b), Relation::ALL[r]) };
+                Event::link(id(a), edge)
             }),
             1 => (n.clone(), n.clone())
                 .prop_map(|(a, b)| Event::Follow { id: id(a), previous: id(b), guess: a % 2 == 0 }),

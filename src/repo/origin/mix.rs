@@ -14,9 +14,11 @@ use crate::model::number::Number;
 use crate::store::sketches::VersionSketch;
 
 /// Most versions that are asked whether they took part.
-pub const MAX_MEMBERS: usize = 48;
+pub const MAX_MEMBERS: usize = 64;
 /// Share of the distance (RMS) that the mix of whole windows may leave.
 const LEFT: f64 = 0.2;
+/// The same of a mix that is told from sketches alone.
+const EXACT: f64 = 0.01;
 /// A member's least coefficient.
 const LEAST: f64 = 0.01;
 /// Values that take part in the fit of windows.
@@ -49,6 +51,33 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
     }
     let found = fit_coefficients(&columns, 0.7).unwrap_or_default();
     found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
+}
+
+/// A mix of the new version (`None`) and others that the stored version `target` turns out to be, by their sketches; only
+/// where the fit is as good as exact.
+pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<(Option<Id>, f64)> {
+    let place = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
+    let rows: Vec<usize> = common_rows(hits, mine.len()).into_iter().filter(|r| place(target, *r).is_some()).collect();
+    let others: Vec<&Hit> = hits.iter().take(MAX_MEMBERS).filter(|h| h.id != target.id).collect();
+    let others: Vec<&Hit> = others.into_iter().filter(|h| rows.iter().all(|r| place(h, *r).is_some())).collect();
+    let stored = |hit: &Hit| -> Vec<f64> {
+        let sketch = |r: &usize| &versions[hit.seq].tensors[place(hit, *r).expect("it has them all")];
+        rows.iter().flat_map(|r| sketch(r).values.iter().map(|v| *v as f64)).collect()
+    };
+    let new = rows.iter().flat_map(|&r| mine[r].sketch.values.iter().map(|v| *v as f64)).collect();
+    let columns: Vec<Vec<f64>> =
+        std::iter::once(new).chain(others.iter().map(|h| stored(h))).chain([stored(target)]).collect();
+    if rows.is_empty() || columns.iter().any(|c| c.len() != columns[0].len()) {
+        return vec![];
+    }
+    let mut found = fit_coefficients(&columns, EXACT).unwrap_or_default();
+    found.retain(|(_, c)| c.abs() >= LEAST);
+    let sum: f64 = found.iter().map(|(_, c)| c).sum();
+    let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
+    match takes_part && found.len() > 1 && (sum - 1.0).abs() < 0.2 {
+        true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
+        false => vec![],
+    }
 }
 
 /// The new version's matrices that most of the hits have sketches like.

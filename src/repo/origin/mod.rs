@@ -11,10 +11,12 @@
 pub mod decide;
 pub mod hint;
 pub mod mix;
+pub mod moves;
 pub mod search;
 pub mod trial;
 pub mod window;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::diff::side::Side;
@@ -28,6 +30,7 @@ use crate::model::record::{EntryKind, Origin, ParentEdge, Real, Relation, Versio
 use crate::store::sketches::VersionSketch;
 use decide::{backwards, best, is_kin, is_symmetric, relation};
 use hint::Hint;
+use moves::Edge;
 use search::Hit;
 use trial::Trial;
 use window::Weights;
@@ -35,10 +38,10 @@ use window::Weights;
 /// Versions that are tried for their own sake, and at most with what these lead to.
 const TRIED: usize = 16;
 const MAX_TRIED: usize = 32;
-/// Near versions whose edges may have to move.
-const MOVED: usize = 32;
-/// An edge moves to a new version that is nearer by this factor (mean squares).
-const NEARER: f64 = 0.75;
+/// Differences of zeros in the sketches of versions that lie beside each other in a line of fine-tunes.
+const MISMATCHES: u32 = 64;
+/// Versions whose ancestry is asked for.
+const MAX_UPS: usize = 512;
 
 /// What has to be asked of the catalog.
 pub trait Ask {
@@ -55,14 +58,19 @@ pub struct New<'a> {
     pub files: &'a [&'a HashedFile],
 }
 
-/// A guessed edge that the new version knows better.
+/// Stands for the new version, whose id is not known yet.
+pub const NEW: Id = Id([0; 32]);
+
+/// A stored version whose edge, found by content alone, the new version shows to lead elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Move {
     pub child: Id,
-    /// Its parent until now, if it has one.
+    /// Its parent or predecessor until now, if it has one.
     pub from: Option<Id>,
-    pub relation: Relation,
-    pub guess: bool,
+    /// Its parents from now on; [`NEW`] among them.
+    pub to: Vec<ParentEdge>,
+    /// They are one, of the same model: a version edge.
+    pub follow: bool,
 }
 
 /// Where the new version comes from.
@@ -70,6 +78,8 @@ pub struct Move {
 pub struct Found {
     /// A version of the same model that it follows.
     pub previous: Option<Head>,
+    /// It stands before a version of its own model: it is not the newest one's successor.
+    pub precedes: bool,
     pub parents: Vec<(Head, ParentEdge)>,
     pub origin: Origin,
     pub moves: Vec<Move>,
@@ -143,22 +153,86 @@ impl Finder<'_> {
             return Ok(duplicate(&twin));
         }
         self.try_nearest(hints)?;
-        let reversed: Vec<(Id, Relation)> = self.reversed();
-        let forward = |t: &&Trial| !reversed.iter().any(|(id, _)| *id == t.head.id);
-        let model = self.new.model.as_str();
-        let Some(one) = best(self.trials.iter().filter(forward), &self.side, &self.mine, model).map(|t| t.head.id) else {
-            let mut found = self.by_hint(hints)?;
-            found.moves = self.reversed_moves(&reversed)?;
-            found.near = reversed.iter().map(|(id, _)| *id).collect();
+        let reversed = self.reversed()?;
+        let merges = self.merges_with_new()?;
+        let excluded: HashSet<Id> = reversed.iter().chain(&merges).map(|m| m.child).collect();
+        let ranked = self.ranked(&excluded);
+        let mix = match ranked.first() {
+            Some(one) if merges.is_empty() => self.mix(*one)?,
+            _ => None,
+        };
+        if let Some(mix) = mix {
+            let mut found = self.several(&mix)?;
+            found.moves = reversed;
             return Ok(found);
+        }
+        let plan = self.plan(&ranked, &excluded)?;
+        let mut found = match plan.parent {
+            Some(one) => self.single(one)?,
+            None => self.by_hint(hints)?,
         };
-        let mut found = match self.mix(one)? {
-            Some(mix) => self.several(&mix)?,
-            None => self.single(one)?,
-        };
-        found.moves.extend(self.reversed_moves(&reversed)?);
-        self.move_nearer(&mut found)?;
+        found.near = reversed.iter().map(|m| m.child).collect();
+        found.moves = [reversed, merges].concat();
+        for id in &plan.moved {
+            found.moves.extend(self.moved(id)?);
+        }
+        let own = |m: &Move| m.follow && m.to.iter().any(|e| e.id == NEW);
+        found.precedes = found.moves.iter().any(own);
         Ok(found)
+    }
+
+    /// Who may be the parent, the best first.
+    fn ranked(&self, excluded: &HashSet<Id>) -> Vec<Id> {
+        let model = self.new.model.as_str();
+        let (mut out, mut left): (Vec<Id>, Vec<&Trial>) = (vec![], self.trials.iter().collect());
+        left.retain(|t| !excluded.contains(&t.head.id));
+        while let Some(t) = best(left.iter().copied(), &self.side, &self.mine, model) {
+            left.retain(|o| o.head.id != t.head.id);
+            out.push(t.head.id);
+        }
+        out
+    }
+
+    /// Which edges move to the new version, and where it then stands itself.
+    fn plan(&mut self, parents: &[Id], excluded: &HashSet<Id>) -> Result<moves::Plan, RepoError> {
+        let mut nodes = Vec::new();
+        for hit in self.hits.clone().iter().filter(|h| h.mismatches < MISMATCHES) {
+            if let Some((from, apart)) = self.guessed(hit)? {
+                nodes.push(self.node(hit, from, apart));
+            }
+        }
+        let ups = self.ups()?;
+        Ok(moves::plan(&nodes, parents, excluded, &ups))
+    }
+
+    /// A version and its suggested parent, with distances by whole windows where both were tried, else by sketches.
+    fn node(&self, hit: &Hit, from: Id, apart: f64) -> moves::Node {
+        let trial = |id: &Id| self.trials.iter().find(|t| t.head.id == *id);
+        if let (Some(child), Some(parent)) = (trial(&hit.id), trial(&from)) {
+            let [near, onward, apart] = child.triangle(parent, &self.mine);
+            let lean = is_lean(child, parent, &self.side);
+            return moves::Node { id: hit.id, near, edge: Some(Edge { from, apart, onward, precise: true, lean }) };
+        }
+        let onward = self.hits.iter().find(|h| h.id == from).map_or(f64::MAX, |h| h.distance);
+        let edge = Edge { from, apart, onward, precise: false, lean: false };
+        moves::Node { id: hit.id, near: hit.distance, edge: Some(edge) }
+    }
+
+    /// What the near versions come from, as far as it takes a bounded number of questions.
+    fn ups(&mut self) -> Result<HashMap<Id, Vec<Id>>, RepoError> {
+        let mut todo: Vec<Id> = self.hits.iter().map(|h| h.id).chain(self.trials.iter().map(|t| t.head.id)).collect();
+        let mut ups = HashMap::new();
+        while let Some(id) = todo.pop() {
+            if ups.contains_key(&id) || ups.len() >= MAX_UPS {
+                continue;
+            }
+            let above = self.above(&id)?;
+            let up = above.map(|a| a.parents.iter().map(|(h, _)| h.id).chain(a.previous.map(|h| h.id)).collect());
+            let up: Vec<Id> = up.unwrap_or_default();
+            todo.extend(&up);
+            ups.insert(id, up);
+        }
+        Ok(ups)
     }
 
     fn above(&mut self, id: &Id) -> Result<Option<Above>, RepoError> {
@@ -249,27 +323,79 @@ impl Finder<'_> {
         Ok(heads)
     }
 
-    /// Stored versions that were made from the new one, as their content shows.
-    fn reversed(&self) -> Vec<(Id, Relation)> {
+    /// Stored versions that were made from the new one, as their content shows. Those that have a parent that somebody
+    /// named, or that is nearer, keep it.
+    fn reversed(&mut self) -> Result<Vec<Move>, RepoError> {
         let kin = self.trials.iter().filter(|t| is_kin(t));
-        let of = |t: &Trial| {
-            let exact = t.distance_back() < 0.02 || t.distance_back() < 0.5 * t.distance();
-            backwards(t, &self.mine).filter(|_| exact).map(|r| (t.head.id, r))
-        };
-        kin.filter_map(of).collect()
-    }
-
-    /// Edges to versions that were made from the new one. Those that have a parent that was named keep it.
-    fn reversed_moves(&mut self, reversed: &[(Id, Relation)]) -> Result<Vec<Move>, RepoError> {
+        let of = |t: &Trial| Some((t.head.id, backwards(t, &self.mine)?, t.distance_back(), t.distance()));
+        let found: Vec<_> = kin.filter_map(of).filter(|(_, _, back, there)| *back < 0.02 || 2.0 * back < *there).collect();
         let mut moves = Vec::new();
-        for (child, relation) in reversed {
-            let Some(d) = self.above(child)? else { continue };
-            if d.previous.is_none() && d.parents.iter().all(|(_, e)| e.guess) && d.parents.len() < 2 {
-                let from = d.parents.first().map(|(h, _)| h.id);
-                moves.push(Move { child: *child, from, relation: *relation, guess: false });
+        for (child, relation, distance, _) in found {
+            let Some(a) = self.above(&child)? else { continue };
+            let nearer = |e: &ParentEdge| e.distance.is_some_and(|d| distance < d.0);
+            if a.previous.is_none() && a.parents.iter().all(|(_, e)| nearer(e)) && a.parents.len() < 2 {
+                let from = a.parents.first().map(|(h, _)| h.id);
+                let edge = ParentEdge { distance: Some(Real(distance)), ..ParentEdge::new(NEW, relation) };
+                moves.push(Move { child, from, to: vec![edge], follow: false });
             }
         }
         Ok(moves)
+    }
+
+    /// Stored versions that turn out to be merges in which the new one took part; their members that hung on them find
+    /// another parent.
+    fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
+        let mut moves: Vec<Move> = Vec::new();
+        for target in self.hits.clone().iter().take(TRIED) {
+            let Some((from, _)) = self.guessed(target)? else { continue };
+            let simple = self.simple_hits();
+            let members = mix::members_of(target, &simple, &self.versions, &self.searched);
+            if members.is_empty() {
+                continue;
+            }
+            let edge = |(id, c): &(Option<Id>, f64)| {
+                let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
+                ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
+            };
+            for member in members.iter().filter_map(|(id, _)| *id) {
+                moves.extend(self.away_from(&member, target, &simple)?);
+            }
+            moves.push(Move { child: target.id, from: Some(from), to: members.iter().map(edge).collect(), follow: false });
+        }
+        Ok(moves)
+    }
+
+    /// The near versions that are no merges.
+    fn simple_hits(&self) -> Vec<Hit> {
+        self.hits.iter().filter(|h| !self.is_mixed(&h.id)).cloned().collect()
+    }
+
+    fn is_mixed(&self, id: &Id) -> bool {
+        let known = self.asked.iter().find(|(known, _)| known == id);
+        known.and_then(|(_, above)| above.as_ref()).is_some_and(|a| a.parents.len() > 1)
+    }
+
+    /// A member of a merge that hung on it: to the nearest of the others that does not come from it.
+    fn away_from(&mut self, member: &Id, merge: &Hit, simple: &[Hit]) -> Result<Option<Move>, RepoError> {
+        let Some(hit) = self.hits.iter().find(|h| h.id == *member).cloned() else { return Ok(None) };
+        let Some((from, _)) = self.guessed(&hit)?.filter(|(from, _)| *from == merge.id) else { return Ok(None) };
+        let ups = self.ups()?;
+        let apart = |h: &&Hit| Some((h.id, search::apart(&self.versions[hit.seq], &self.versions[h.seq])?));
+        let others = simple.iter().filter(|h| h.id != merge.id && h.id != hit.id);
+        let others = others.filter(|h| !moves::is_below(h.id, &HashSet::from([hit.id, merge.id]), &ups));
+        let Some((to, far)) = others.filter_map(|h| apart(&h)).min_by(|a, b| a.1.total_cmp(&b.1)) else { return Ok(None) };
+        let edge = ParentEdge { guess: true, distance: Some(Real(far.sqrt())), ..ParentEdge::new(to, Relation::Finetune) };
+        Ok(Some(Move { child: hit.id, from: Some(from), to: vec![edge], follow: false }))
+    }
+
+    /// The move of a guessed edge to the new version.
+    fn moved(&mut self, child: &Id) -> Result<Option<Move>, RepoError> {
+        let Some(hit) = self.hits.iter().find(|h| h.id == *child).cloned() else { return Ok(None) };
+        let (Some((from, _)), Some(a)) = (self.guessed(&hit)?, self.above(child)?) else { return Ok(None) };
+        let distance = Some(Real(hit.distance.sqrt()));
+        let edge = ParentEdge { guess: true, distance, ..ParentEdge::new(NEW, Relation::Finetune) };
+        let follow = a.head.model == *self.new.model;
+        Ok(Some(Move { child: *child, from: Some(from), to: vec![edge], follow }))
     }
 
     fn mix(&mut self, one: Id) -> Result<Option<mix::Mix>, RepoError> {
@@ -285,11 +411,7 @@ impl Finder<'_> {
         let mut all: Vec<&Trial> = self.trials.iter().filter(|t| is_kin(t)).collect();
         all.sort_by(|a, b| a.distance().total_cmp(&b.distance()).then(a.head.seq.cmp(&b.head.seq)));
         // A mix of mixes is rather one of what these were mixed from.
-        let mixed = |id: &Id| {
-            let known = self.asked.iter().find(|(known, _)| known == id);
-            known.and_then(|(_, above)| above.as_ref()).is_some_and(|a| a.parents.len() > 1)
-        };
-        let simple: Vec<&Trial> = all.iter().copied().filter(|t| !mixed(&t.head.id)).collect();
+        let simple: Vec<&Trial> = all.iter().copied().filter(|t| !self.is_mixed(&t.head.id)).collect();
         Ok(mix::fit(&simple, &self.mine).or_else(|| mix::fit(&all, &self.mine)))
     }
 
@@ -310,7 +432,8 @@ impl Finder<'_> {
             if head.model == *self.new.model && found.previous.is_none() {
                 found.previous = Some(head);
             } else if head.model != *self.new.model {
-                let edge = ParentEdge { coefficient: Some(Real(c)), ..ParentEdge::new(head.id, relation) };
+                let distance = Some(Real(mix.distance));
+                let edge = ParentEdge { coefficient: Some(Real(c)), distance, ..ParentEdge::new(head.id, relation) };
                 found.parents.push((head, edge));
             }
         }
@@ -330,7 +453,8 @@ impl Finder<'_> {
             ..Origin::default()
         };
         let head = t.head.clone();
-        let edge = ParentEdge { guess: is_symmetric(relation), ..ParentEdge::new(head.id, relation) };
+        let distance = Some(Real(t.distance()));
+        let edge = ParentEdge { guess: is_symmetric(relation), distance, ..ParentEdge::new(head.id, relation) };
         Ok(match head.model == *self.new.model {
             true => Found { previous: Some(head), origin, ..Found::default() },
             false => Found { parents: vec![(head, edge)], origin, ..Found::default() },
@@ -362,41 +486,24 @@ impl Finder<'_> {
             || self.new.files.iter().any(|f| f.name == "adapter_config.json")
     }
 
-    /// Moves the guessed edges of versions that are nearer to the new one than to their parent.
-    fn move_nearer(&mut self, found: &mut Found) -> Result<(), RepoError> {
-        let [(parent, edge)] = &found.parents[..] else { return Ok(()) };
-        if edge.relation != Relation::Finetune || found.previous.is_some() {
-            return Ok(());
-        }
-        let parent = parent.id;
-        for hit in self.hits.clone().into_iter().take(MOVED) {
-            let Some((from, apart)) = self.guessed(&hit)? else { continue };
-            if hit.distance > NEARER * apart || found.moves.iter().any(|m| m.child == hit.id) {
-                continue;
-            }
-            let step = Move { child: hit.id, from: Some(from.id), relation: Relation::Finetune, guess: true };
-            if hit.id != parent {
-                found.moves.push(step);
-            } else if self.hits.iter().any(|h| h.id == from.id && h.distance < NEARER * apart) {
-                // Between the two.
-                found.parents[0] = (from.clone(), ParentEdge { id: from.id, ..found.parents[0].1 });
-                found.moves.push(step);
-            }
-        }
-        Ok(())
+    /// The one parent or predecessor of a version that only its content suggested, and how far it is away.
+    fn guessed(&mut self, hit: &Hit) -> Result<Option<(Id, f64)>, RepoError> {
+        let Some(a) = self.above(&hit.id)? else { return Ok(None) };
+        let from = match (&a.parents[..], &a.previous) {
+            ([(h, edge)], _) if edge.distance.is_some() && edge.relation == Relation::Finetune => h.id,
+            ([], Some(previous)) if a.head.guess => previous.id,
+            _ => return Ok(None),
+        };
+        let Some(parent) = self.versions.iter().find(|v| v.id == from) else { return Ok(None) };
+        Ok(search::apart(&self.versions[hit.seq], parent).map(|apart| (from, apart)))
     }
+}
 
-    /// The guessed parent of a fine-tune, and how far away it is by their sketches.
-    fn guessed(&mut self, hit: &Hit) -> Result<Option<(Head, f64)>, RepoError> {
-        let Some(d) = self.above(&hit.id)? else { return Ok(None) };
-        let [(head, edge)] = &d.parents[..] else { return Ok(None) };
-        if !edge.guess || edge.relation != Relation::Finetune || d.previous.is_some() {
-            return Ok(None);
-        }
-        let Some(parent) = self.versions.iter().find(|v| v.id == edge.id) else { return Ok(None) };
-        let apart = search::apart(&self.versions[hit.seq], parent).filter(|a| *a > 0.0);
-        Ok(apart.map(|a| (head.clone(), a)))
-    }
+/// Lacks a version what its parent has beyond the new one?
+fn is_lean(child: &Trial, parent: &Trial, new: &Side) -> bool {
+    let beyond = parent.beyond(new);
+    let has = |shape: &&[u64]| child.side.tensors.iter().any(|t| t.shape == *shape);
+    !beyond.is_empty() && !beyond.iter().any(has)
 }
 
 fn duplicate(twin: &Head) -> Found {

@@ -100,6 +100,31 @@ impl Trial {
         self.mean(|m| m.zeros)
     }
 
+    /// Mean square distances over the matrices that both trials match: from the new version to each, and between these.
+    pub fn triangle(&self, other: &Trial, mine: &[Weights]) -> [f64; 3] {
+        let window = |m: &'_ Match, w: &Weights| match m {
+            Match::Same => Some(w.values.clone()),
+            Match::Like(t) => Some(t.values.clone()),
+            Match::Nothing => None,
+        };
+        let (mut sums, mut n) = ([0.0; 3], 0);
+        for ((w, a), b) in mine.iter().zip(&self.matches).zip(&other.matches) {
+            if let (Some(a), Some(b)) = (window(a, w), window(b, w)) {
+                let pairs = [(&w.values, &a), (&w.values, &b), (&a, &b)];
+                sums.iter_mut().zip(pairs).for_each(|(sum, (x, y))| *sum += relative(x, y));
+                n += 1;
+            }
+        }
+        sums.map(|s| s / n.max(1) as f64)
+    }
+
+    /// Does this version have all tensors of the new one, and more? The shapes of those.
+    pub fn beyond(&self, new: &Side) -> Vec<&[u64]> {
+        let mine: HashSet<Id> = new.tensors.iter().map(|t| t.id).collect();
+        let more = self.side.tensors.iter().filter(|t| !mine.contains(&t.id) && t.shape.len() > 1);
+        if self.identical < 1.0 { vec![] } else { more.map(|t| &t.shape[..]).collect() }
+    }
+
     /// Matrices that another dimension tells from the new one's.
     pub fn resized(&self, mine: &[Weights]) -> usize {
         self.changed(mine).filter(|(w, o)| w.shape != o.shape).count()
@@ -121,6 +146,15 @@ impl Trial {
     pub fn changed<'a>(&'a self, mine: &'a [Weights]) -> impl Iterator<Item = (&'a Weights, &'a Weights)> {
         mine.iter().zip(&self.matches).filter_map(|(w, m)| if let Match::Like(t) = m { Some((w, &**t)) } else { None })
     }
+}
+
+/// Square of the distance, relative to the first.
+fn relative(x: &[f32], y: &[f32]) -> f64 {
+    let (far, all) = x.iter().zip(y).fold((0.0, 0.0), |(far, all), (a, b)| {
+        let (a, b) = (*a as f64, *b as f64);
+        (far + (a - b) * (a - b), all + a * a)
+    });
+    if all > 0.0 { far / all } else { 0.0 }
 }
 
 /// For each matrix of the new version, what it corresponds to: the same object; else what stands in its place among its
