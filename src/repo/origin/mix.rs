@@ -72,9 +72,8 @@ pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: 
     }
     let mut found = fit_coefficients(&columns, EXACT).unwrap_or_default();
     found.retain(|(_, c)| c.abs() >= LEAST);
-    let sum: f64 = found.iter().map(|(_, c)| c).sum();
     let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
-    match takes_part && found.len() > 1 && (sum - 1.0).abs() < 0.2 {
+    match takes_part && is_plausible(&found) {
         true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
         false => vec![],
     }
@@ -86,6 +85,14 @@ fn common_rows(hits: &[Hit], matrices: usize) -> Vec<usize> {
     hits.iter().flat_map(|h| h.matched.iter().flatten()).for_each(|&m| counts[m] += 1);
     let most = counts.iter().copied().max().unwrap_or(0);
     (0..matrices).filter(|&m| most > 0 && 5 * counts[m] >= 4 * most).collect()
+}
+
+/// Would anybody mix so? Several, with a sum of 1, and at most one of them (task arithmetic's base) taken away: a version
+/// can be computed from merges in which it took part, but was not.
+fn is_plausible(members: &[(usize, f64)]) -> bool {
+    let sum: f64 = members.iter().map(|(_, c)| c).sum();
+    let odd = members.iter().filter(|(_, c)| *c < 0.0).count();
+    members.len() > 1 && (sum - 1.0).abs() < 0.2 && odd <= 1 && members.iter().all(|(_, c)| c.abs() <= 2.0)
 }
 
 /// The mix of these that the new version is.
@@ -106,8 +113,7 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     found.retain(|(_, c)| c.abs() >= LEAST);
     let left = rms(&|i| x[i] - found.iter().map(|(m, c)| c * columns.values[*m][i]).sum::<f64>());
     let explained = left <= LEFT * nearest || left <= ROUNDINGS * noise;
-    let sum: f64 = found.iter().map(|(_, c)| c).sum();
-    if !explained || found.len() < 2 || (sum - 1.0).abs() > 0.2 {
+    if !explained || !is_plausible(&found) {
         return None;
     }
     let members = found.iter().map(|&(i, c)| (near[i].head.id, c)).collect();

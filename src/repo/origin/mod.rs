@@ -39,7 +39,7 @@ use window::Weights;
 const TRIED: usize = 16;
 const MAX_TRIED: usize = 32;
 /// Differences of zeros in the sketches of versions that lie beside each other in a line of fine-tunes.
-const MISMATCHES: u32 = 64;
+const MISMATCHES: u32 = 96;
 /// Versions whose ancestry is asked for.
 const MAX_UPS: usize = 512;
 
@@ -208,14 +208,32 @@ impl Finder<'_> {
     /// A version and its suggested parent, with distances by whole windows where both were tried, else by sketches.
     fn node(&self, hit: &Hit, from: Id, apart: f64) -> moves::Node {
         let trial = |id: &Id| self.trials.iter().find(|t| t.head.id == *id);
-        if let (Some(child), Some(parent)) = (trial(&hit.id), trial(&from)) {
-            let [near, onward, apart] = child.triangle(parent, &self.mine);
-            let lean = is_lean(child, parent, &self.side);
-            return moves::Node { id: hit.id, near, edge: Some(Edge { from, apart, onward, precise: true, lean }) };
+        let parent = trial(&from);
+        let (mut near, mut edge) = match (trial(&hit.id), parent) {
+            (Some(child), Some(parent)) => {
+                let [near, onward, apart] = child.triangle(parent, &self.mine);
+                (near, Edge { from, apart, onward, precise: true, lean: false })
+            }
+            _ => {
+                let onward = self.hits.iter().find(|h| h.id == from).map_or(f64::MAX, |h| h.distance);
+                (hit.distance, Edge { from, apart, onward, precise: false, lean: false })
+            }
+        };
+        if let Some(parent) = parent.filter(|_| hit.distance <= apart * (1.0 + moves::EQUAL)) {
+            edge.lean = self.is_lean(&hit.id, parent);
+            near = if edge.lean { near.min(edge.apart) } else { near };
         }
-        let onward = self.hits.iter().find(|h| h.id == from).map_or(f64::MAX, |h| h.distance);
-        let edge = Edge { from, apart, onward, precise: false, lean: false };
-        moves::Node { id: hit.id, near: hit.distance, edge: Some(edge) }
+        moves::Node { id: hit.id, near, edge: Some(edge) }
+    }
+
+    /// Lacks a version what its parent has beyond the new one?
+    fn is_lean(&self, child: &Id, parent: &Trial) -> bool {
+        let beyond = parent.beyond(&self.side);
+        if beyond.is_empty() {
+            return false;
+        }
+        let side = self.repo.record(child).and_then(|record| Side::of_version(self.repo, &record));
+        side.is_ok_and(|s| !s.tensors.iter().any(|t| beyond.contains(&&t.shape[..])))
     }
 
     /// What the near versions come from, as far as it takes a bounded number of questions.
@@ -347,7 +365,7 @@ impl Finder<'_> {
     fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
         let mut moves: Vec<Move> = Vec::new();
         for target in self.hits.clone().iter().take(TRIED) {
-            let Some((from, _)) = self.guessed(target)? else { continue };
+            let Some(from) = self.movable(target)? else { continue };
             let simple = self.simple_hits();
             let members = mix::members_of(target, &simple, &self.versions, &self.searched);
             if members.is_empty() {
@@ -360,9 +378,18 @@ impl Finder<'_> {
             for member in members.iter().filter_map(|(id, _)| *id) {
                 moves.extend(self.away_from(&member, target, &simple)?);
             }
-            moves.push(Move { child: target.id, from: Some(from), to: members.iter().map(edge).collect(), follow: false });
+            moves.push(Move { child: target.id, from, to: members.iter().map(edge).collect(), follow: false });
         }
         Ok(moves)
+    }
+
+    /// Whether what a version comes from was told by its content alone, and if so, from what.
+    fn movable(&mut self, hit: &Hit) -> Result<Option<Option<Id>>, RepoError> {
+        if let Some((from, _)) = self.guessed(hit)? {
+            return Ok(Some(Some(from)));
+        }
+        let root = self.above(&hit.id)?.is_some_and(|a| a.parents.is_empty() && a.previous.is_none());
+        Ok((root && self.repo.record(&hit.id)?.origin.is_some()).then_some(None))
     }
 
     /// The near versions that are no merges.
@@ -393,7 +420,8 @@ impl Finder<'_> {
         let Some(hit) = self.hits.iter().find(|h| h.id == *child).cloned() else { return Ok(None) };
         let (Some((from, _)), Some(a)) = (self.guessed(&hit)?, self.above(child)?) else { return Ok(None) };
         let distance = Some(Real(hit.distance.sqrt()));
-        let edge = ParentEdge { guess: true, distance, ..ParentEdge::new(NEW, Relation::Finetune) };
+        let relation = a.parents.first().map_or(Relation::Finetune, |(_, e)| e.relation);
+        let edge = ParentEdge { guess: is_symmetric(relation), distance, ..ParentEdge::new(NEW, relation) };
         let follow = a.head.model == *self.new.model;
         Ok(Some(Move { child: *child, from: Some(from), to: vec![edge], follow }))
     }
@@ -490,20 +518,13 @@ impl Finder<'_> {
     fn guessed(&mut self, hit: &Hit) -> Result<Option<(Id, f64)>, RepoError> {
         let Some(a) = self.above(&hit.id)? else { return Ok(None) };
         let from = match (&a.parents[..], &a.previous) {
-            ([(h, edge)], _) if edge.distance.is_some() && edge.relation == Relation::Finetune => h.id,
+            ([(h, edge)], _) if edge.distance.is_some() => h.id,
             ([], Some(previous)) if a.head.guess => previous.id,
             _ => return Ok(None),
         };
         let Some(parent) = self.versions.iter().find(|v| v.id == from) else { return Ok(None) };
         Ok(search::apart(&self.versions[hit.seq], parent).map(|apart| (from, apart)))
     }
-}
-
-/// Lacks a version what its parent has beyond the new one?
-fn is_lean(child: &Trial, parent: &Trial, new: &Side) -> bool {
-    let beyond = parent.beyond(new);
-    let has = |shape: &&[u64]| child.side.tensors.iter().any(|t| t.shape == *shape);
-    !beyond.is_empty() && !beyond.iter().any(has)
 }
 
 fn duplicate(twin: &Head) -> Found {

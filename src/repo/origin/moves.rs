@@ -12,7 +12,7 @@ use crate::model::id::Id;
 /// sketches, and by whole windows.
 const NEARER: [f64; 2] = [0.95, 0.99];
 /// Mean squares this near are equal.
-const EQUAL: f64 = 1e-9;
+pub const EQUAL: f64 = 1e-9;
 
 /// A stored version near the new one. All distances are mean squares, measured in the same places.
 #[derive(Clone, Debug)]

@@ -177,7 +177,7 @@ fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
     let sum = |f: &dyn Fn(f64, f64) -> f64| pairs.clone().map(|(a, b)| f(*a as f64, *b as f64)).sum::<f64>();
     let (new2, old2, apart) = (sum(&|a, _| a * a), sum(&|_, b| b * b), sum(&|a, b| (a - b) * (a - b)));
     if (0.5..2.0).contains(&(old2 / new2)) {
-        return apart / new2;
+        return 2.0 * apart / (new2 + old2);
     }
     new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
 }

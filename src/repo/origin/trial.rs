@@ -148,13 +148,13 @@ impl Trial {
     }
 }
 
-/// Square of the distance, relative to the first.
+/// Square of the distance, relative to the mean square of both.
 fn relative(x: &[f32], y: &[f32]) -> f64 {
     let (far, all) = x.iter().zip(y).fold((0.0, 0.0), |(far, all), (a, b)| {
         let (a, b) = (*a as f64, *b as f64);
-        (far + (a - b) * (a - b), all + a * a)
+        (far + (a - b) * (a - b), all + a * a + b * b)
     });
-    if all > 0.0 { far / all } else { 0.0 }
+    if all > 0.0 { 2.0 * far / all } else { 0.0 }
 }
 
 /// For each matrix of the new version, what it corresponds to: the same object; else what stands in its place among its
