@@ -1,6 +1,6 @@
 //! From evidence to edges: pure functions of trials.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::super::diff::side::{Side, Tensor};
 use super::trial::{Measure, PRUNED, Trial};
@@ -23,7 +23,7 @@ pub fn is_kin(t: &Trial) -> bool {
 }
 
 /// Is the first a better parent than the second? Nearness over what both match decides; where they are equally near
-/// what they share bit for bit, the shapes, what else corresponds; then the one with the same zeros, or else with fewer
+/// what they share bit for bit, the shapes, what else corresponds, the least beside that; then the one with the same zeros, or else with fewer
 /// of its own (a prune's source, not another prune), the dtype, and at last age.
 pub fn is_better(a: &Trial, b: &Trial, new: &Side, mine: &[Weights], model: &str) -> bool {
     let (near_a, near_b) = a.common(b);
@@ -34,10 +34,16 @@ pub fn is_better(a: &Trial, b: &Trial, new: &Side, mine: &[Weights], model: &str
     let rank = |t: &Trial| {
         let percent = |v: f64| (v * 1000.0).round() as i64;
         let other_model = t.head.model.as_str() != model;
-        let same = (-percent(t.identical), t.resized(mine), -percent(t.matched()));
+        let same = (-percent(t.identical), t.resized(mine), -percent(t.matched()), extras(&t.side, new));
         (same, t.is_pruned(), percent(t.zeros()), !dtypes(t), other_model, t.head.seq)
     };
     rank(a) < rank(b)
+}
+
+/// Matrices of shapes that the new version has none of: another head.
+fn extras(old: &Side, new: &Side) -> usize {
+    let shapes: HashSet<&[u64]> = new.tensors.iter().map(|t| &t.shape[..]).collect();
+    old.tensors.iter().filter(|t| t.shape.len() > 1 && !shapes.contains(&t.shape[..])).count()
 }
 
 fn same_dtypes(a: &Side, b: &Side) -> bool {

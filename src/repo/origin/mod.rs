@@ -163,22 +163,30 @@ impl Finder<'_> {
         };
         if let Some(mix) = mix {
             let mut found = self.several(&mix)?;
-            found.moves = reversed;
+            let members: Vec<Id> = mix.members.iter().map(|(id, _)| *id).collect();
+            let plan = self.plan(&[], &members, &excluded)?;
+            self.take_over(&mut found, reversed, plan.moved)?;
             return Ok(found);
         }
-        let plan = self.plan(&ranked, &excluded)?;
+        let plan = self.plan(&ranked, &[], &excluded)?;
         let mut found = match plan.parent {
             Some(one) => self.single(one)?,
             None => self.by_hint(hints)?,
         };
         found.near = reversed.iter().map(|m| m.child).collect();
-        found.moves = [reversed, merges].concat();
-        for id in &plan.moved {
+        self.take_over(&mut found, [reversed, merges].concat(), plan.moved)?;
+        Ok(found)
+    }
+
+    /// Notes which stored versions find a new parent.
+    fn take_over(&mut self, found: &mut Found, moves: Vec<Move>, moved: Vec<Id>) -> Result<(), RepoError> {
+        found.moves = moves;
+        for id in &moved {
             found.moves.extend(self.moved(id)?);
         }
         let own = |m: &Move| m.follow && m.to.iter().any(|e| e.id == NEW);
         found.precedes = found.moves.iter().any(own);
-        Ok(found)
+        Ok(())
     }
 
     /// Who may be the parent, the best first.
@@ -194,7 +202,8 @@ impl Finder<'_> {
     }
 
     /// Which edges move to the new version, and where it then stands itself.
-    fn plan(&mut self, parents: &[Id], excluded: &HashSet<Id>) -> Result<moves::Plan, RepoError> {
+    /// `members`: what it is a mix of, in any case.
+    fn plan(&mut self, parents: &[Id], members: &[Id], excluded: &HashSet<Id>) -> Result<moves::Plan, RepoError> {
         let mut nodes = Vec::new();
         for hit in self.hits.clone().iter().filter(|h| h.mismatches < MISMATCHES) {
             if let Some((from, apart)) = self.guessed(hit)? {
@@ -202,6 +211,7 @@ impl Finder<'_> {
             }
         }
         let ups = self.ups()?;
+        nodes.retain(|n| !members.iter().any(|m| moves::is_below(*m, &HashSet::from([n.id]), &ups)));
         Ok(moves::plan(&nodes, parents, excluded, &ups))
     }
 

@@ -182,12 +182,15 @@ fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
     new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
 }
 
-/// How far apart two stored versions are by their sketches, and over how many of them.
-pub fn apart(a: &VersionSketch, b: &VersionSketch) -> Option<f64> {
+/// How far a stored version is from its parent by their sketches; what is zero in the parent alone counts.
+pub fn apart(child: &VersionSketch, parent: &VersionSketch) -> Option<f64> {
     let near = |s: &Sketch| {
-        let i = most_like(s, b.tensors.iter().enumerate())?;
-        Some(apart_of(s, &b.tensors[i]))
+        let i = most_like(s, parent.tensors.iter().enumerate())?;
+        let old = &parent.tensors[i];
+        let grown = s.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b == 0.0);
+        let all: f64 = s.values.iter().map(|v| (*v as f64).powi(2)).sum();
+        Some(apart_of(s, old) + grown.map(|(a, _)| (*a as f64).powi(2)).sum::<f64>() / all)
     };
-    let found: Vec<f64> = a.tensors.iter().filter_map(near).collect();
-    (2 * found.len() > a.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    let found: Vec<f64> = child.tensors.iter().filter_map(near).collect();
+    (2 * found.len() > child.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)
 }
