@@ -3,16 +3,15 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use serde_json::{Value, json};
 
 use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
 use crate::model::record::{EntryKind, FileEntry, VersionRecord};
-use crate::repo::Head;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
+use crate::repo::{Head, show};
 
 /// Show a version: its files, what they cost in the store, its parents and children
 #[derive(clap::Args)]
@@ -28,25 +27,10 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let record = repo.record(&detail.head.id)?;
     let charges = Charges::new(repo.clone(), living).of(&detail.head.id, &record)?;
     match g.json {
-        true => out::print_json(&as_json(&detail, &record, &charges))?,
+        true => out::print_json(&show::as_json(&detail, &record, &charges))?,
         false => out::print_lines(as_text(&detail, &record, &charges))?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
-    let files = record.files.iter().zip(charges).filter(|(f, _)| f.kind == EntryKind::File);
-    let file = |(f, stored): (&FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
-    json!({
-        "model": d.head.model, "version": d.head.version, "id": d.head.id,
-        "created": record.created, "message": record.message, "lossy": Value::Null,
-        "parents": d.parents.iter().map(out::related).collect::<Vec<_>>(),
-        "previous": d.previous.as_ref().map(out::version),
-        "next": d.next.iter().map(out::version).collect::<Vec<_>>(),
-        "children": d.children.iter().map(out::related).collect::<Vec<_>>(),
-        "files": files.map(file).collect::<Vec<_>>(),
-        "tags": [],
-    })
 }
 
 fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {

@@ -16,9 +16,11 @@ pub mod hash;
 pub mod import;
 pub mod keep;
 pub mod kinship;
+pub mod log;
 pub mod pair;
 pub mod progress;
 pub mod read;
+pub mod show;
 pub mod space;
 pub mod walk;
 
