@@ -1,0 +1,1 @@
+//! The lineage in the mount, without FUSE.
