@@ -319,9 +319,7 @@ impl<S: Source> Filesystem for Fuse<S> {
     fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let listed = guarded(|| {
             self.vfs.readdirplus(fh.0, offset, |l, e| {
-                // Without an entry, node 0: the kernel learns the name and asks for the rest when it is wanted.
-                let (held, attr) = e.map_or((Duration::ZERO, nothing()), |e| (both(e), file_attr(&e.attr)));
-                reply.add(INodeNo(l.ino), l.next, l.name, &held, &attr, Generation(0))
+                reply.add(INodeNo(l.ino), l.next, l.name, &both(e), &file_attr(&e.attr), Generation(0))
             })
         });
         match listed {

@@ -357,6 +357,7 @@ impl<S: Source> Vfs<S> {
         let (size, mode) = match place {
             Place::Link { target, .. } => (target.len() as u64, 0o777),
             Place::Text(text) => (text.len, 0o644),
+            Place::Unread(_) => (0, 0o644),
             _ => return Ok(directory),
         };
         // A text is stored nowhere; its blocks say what it holds.
@@ -459,6 +460,7 @@ impl<S: Source> Vfs<S> {
             }
             Node::Lineage(place) => match &*place {
                 Place::Text(text) => Handle::Text(self.lineage.read(&self.source, text)?),
+                Place::Unread(_) => return Err(VfsError::Stale),
                 _ => return Err(VfsError::IsDir),
             },
             _ => return Err(VfsError::IsDir),
@@ -565,26 +567,21 @@ impl<S: Source> Vfs<S> {
         })
     }
 
-    /// Like [`Vfs::readdir`], with each node's entry; each name taken but `.` and `..` counts as a lookup. What takes
-    /// long to tell comes without, and counts as nothing.
+    /// Like [`Vfs::readdir`], with each node's entry; each name taken but `.` and `..` counts as a lookup.
     pub fn readdirplus(
         &self,
         fh: u64,
         offset: u64,
-        mut take: impl FnMut(Listing, Option<&Entry>) -> bool,
+        mut take: impl FnMut(Listing, &Entry) -> bool,
     ) -> Result<(), VfsError> {
         self.walk(fh, offset, |name, node, hash, next| {
-            if matches!(node, Node::Lineage(place) if matches!(**place, Place::Unread(_))) {
-                let ino = self.inodes.number(hash, node);
-                return Ok(take(Listing { ino, kind: Kind::File, name, next }, None));
-            }
             let entry = match self.entry(node, hash) {
                 Ok(entry) => entry,
                 Err(VfsError::NotFound) => return Ok(false), // gone since the directory was opened
                 Err(e) => return Err(e),
             };
             let ino = entry.attr.ino;
-            let full = take(Listing { ino, kind: entry.attr.kind, name, next }, Some(&entry));
+            let full = take(Listing { ino, kind: entry.attr.kind, name, next }, &entry);
             if full || name == "." || name == ".." {
                 self.inodes.forget(ino, 1);
             }

@@ -14,8 +14,10 @@
 //! A change may touch any card (the removal of a version moves what others are charged), so the kernel is not told of
 //! each: it may believe names here for as short as where it is told of nothing ([`LIVE`]).
 //!
-//! Texts are made when somebody looks at them, not when a directory is listed; their lengths are remembered until
-//! something changes, and the last of them too.
+//! Texts are made when somebody looks at them, not when a directory is listed: what a listing names before that is a
+//! node of its own ([`Place::Unread`]) that nobody may believe for any time, so that whoever asks for its attributes
+//! looks the name up again and finds the text. What a text's length is, is remembered until something changes, and so
+//! are the texts used last.
 
 mod place;
 #[cfg(test)]
@@ -105,6 +107,15 @@ impl Lineage {
         Ok(Place::Text(Text { page, len, digest, time: now.time_of(&page) }))
     }
 
+    /// A page's node as far as it is known without making its text.
+    fn listed(now: &Now, place: Place) -> Place {
+        let Place::Unread(page) = place else { return place };
+        match locked(now.facts.lock()).get(&page) {
+            Some(&(len, digest)) => Place::Text(Text { page, len, digest, time: now.time_of(&page) }),
+            None => place,
+        }
+    }
+
     /// Makes a page's text and remembers it.
     #[allow(clippy::type_complexity)]
     fn made(&self, now: &Now, source: &impl Source, page: Page) -> Result<((u64, Id), Arc<str>), VfsError> {
@@ -170,7 +181,8 @@ impl Now {
 pub(super) fn lifetimes(place: &Place) -> (Duration, Duration) {
     match place {
         Place::Top | Place::Tree | Place::Of => (FOREVER, LIVE),
-        Place::Spot(_) | Place::Model(_) | Place::Unread(_) => (LIVE, LIVE),
+        Place::Spot(_) | Place::Model(_) => (LIVE, LIVE),
+        Place::Unread(_) => (Duration::ZERO, Duration::ZERO),
         Place::Kin(..) => (FOREVER, FOREVER),
         Place::Card(_) | Place::Link { .. } | Place::Text(_) => (LIVE, FOREVER),
     }

@@ -33,22 +33,8 @@ impl Lineage {
     /// What a directory holds.
     pub fn names(&self, source: &impl Source, dir: &Place) -> Result<Vec<(String, Place)>, VfsError> {
         let now = self.now(source)?;
-        Ok(match dir {
-            Place::Top => now.top(),
-            Place::Tree => now.family.roots.iter().filter_map(|&m| now.spot_entry(m)).collect(),
-            Place::Spot(key) => now.spot_entries(now.spot(key)?),
-            Place::Of => now.family.models.iter().map(|m| (m.dir.clone(), Place::Model(m.name.clone()))).collect(),
-            Place::Model(model) => {
-                let cards = now.family.models[now.model(model)?].cards.iter();
-                cards.filter_map(|&n| Some((now.family.card(n)?.name.clone(), now.card(n)))).collect()
-            }
-            Place::Card(id) => now.card_entries(now.version(id)?),
-            Place::Kin(id, kin) => {
-                let kin = now.kin(now.version(id)?, *kin);
-                kin.iter().filter_map(|&n| Some((now.family.label(now.family.card(n)?), now.to_card(3, n)?))).collect()
-            }
-            Place::Link { .. } | Place::Text(_) | Place::Unread(_) => return Err(VfsError::NotDir),
-        })
+        let listed = |(name, place)| (name, Lineage::listed(&now, place));
+        Ok(now.entries(dir)?.into_iter().map(listed).collect())
     }
 
     /// The directory that one is in; `None` for the topmost.
@@ -72,6 +58,28 @@ impl Lineage {
 }
 
 impl Now {
+    /// What a directory holds, its texts unread.
+    fn entries(&self, dir: &Place) -> Result<Vec<(String, Place)>, VfsError> {
+        Ok(match dir {
+            Place::Top => self.top(),
+            Place::Tree => self.family.roots.iter().filter_map(|&m| self.spot_entry(m)).collect(),
+            Place::Spot(key) => self.spot_entries(self.spot(key)?),
+            Place::Of => self.family.models.iter().map(|m| (m.dir.clone(), Place::Model(m.name.clone()))).collect(),
+            Place::Model(model) => {
+                let cards = self.family.models[self.model(model)?].cards.iter();
+                cards.filter_map(|&n| Some((self.family.card(n)?.name.clone(), self.card(n)))).collect()
+            }
+            Place::Card(id) => self.card_entries(self.version(id)?),
+            Place::Kin(id, kin) => {
+                let kin = self.kin(self.version(id)?, *kin);
+                kin.iter()
+                    .filter_map(|&n| Some((self.family.label(self.family.card(n)?), self.to_card(3, n)?)))
+                    .collect()
+            }
+            Place::Link { .. } | Place::Text(_) | Place::Unread(_) => return Err(VfsError::NotDir),
+        })
+    }
+
     pub(super) fn spot(&self, key: &Id) -> Result<usize, VfsError> {
         self.family.by_key(key).ok_or(VfsError::Stale)
     }
