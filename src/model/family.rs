@@ -108,7 +108,7 @@ impl Family {
             }
         }
         family.name_cards(graph);
-        family.connect(graph, &edges);
+        family.connect(&edges);
         family.stand(graph, &standing);
         family
     }
@@ -149,7 +149,7 @@ impl Family {
     }
 
     /// Writes the edges between cards into them.
-    fn connect(&mut self, graph: &Graph, edges: &Edges) {
+    fn connect(&mut self, edges: &Edges) {
         for &(from, to, kind) in &edges.all {
             if self.cards[from].is_none() || self.cards[to].is_none() {
                 continue;
@@ -176,7 +176,6 @@ impl Family {
             }
             card.children.sort_unstable();
         }
-        debug_assert_eq!(self.cards.len(), graph.nodes.len());
     }
 
     /// Finds each standing model's place in the tree.

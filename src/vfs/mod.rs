@@ -347,8 +347,9 @@ impl<S: Source> Vfs<S> {
     }
 
     fn in_lineage(&self, ino: u64, place: &Place) -> Result<Attr, VfsError> {
-        // What a symlink or a text holds, its node knows itself, also when it is gone.
+        // What a symlink or a text holds its node knows itself, also when it is gone.
         let time = match place {
+            Place::Top | Place::Tree | Place::Of => None,
             Place::Link { time, .. } => Some(attr::time(*time)),
             Place::Text(text) => text.time.map(attr::time),
             _ => self.lineage.now(&self.source)?.time(place)?,

@@ -48,6 +48,9 @@ const MAX_FACTS: usize = 1 << 17;
 /// Directories of kin that are held.
 const MAX_KINS: usize = 256;
 
+/// A text's length, and what it hashes to.
+type Facts = (u64, Id);
+
 /// One state of the lineage.
 pub(super) struct Now {
     /// Which of the states since the mount.
@@ -55,7 +58,7 @@ pub(super) struct Now {
     graph: Arc<Graph>,
     family: Family,
     newest: Option<Timestamp>,
-    facts: Mutex<HashMap<Page, (u64, Id)>>,
+    facts: Mutex<HashMap<Page, Facts>>,
     kin: Mutex<HashMap<(usize, Kin), Arc<Vec<usize>>>>,
 }
 
@@ -117,8 +120,7 @@ impl Lineage {
     }
 
     /// Makes a page's text and remembers it.
-    #[allow(clippy::type_complexity)]
-    fn made(&self, now: &Now, source: &impl Source, page: Page) -> Result<((u64, Id), Arc<str>), VfsError> {
+    fn made(&self, now: &Now, source: &impl Source, page: Page) -> Result<(Facts, Arc<str>), VfsError> {
         let text = source.page(&page)?;
         let facts = (text.len() as u64, Id::of(text.as_bytes()));
         let mut all = locked(now.facts.lock());
