@@ -51,6 +51,9 @@ const MAX_KINS: usize = 256;
 /// A text's length, and what it hashes to.
 type Facts = (u64, Id);
 
+/// The versions in directories of kin.
+type Kins = HashMap<(usize, Kin), Arc<Vec<usize>>>;
+
 /// One state of the lineage.
 pub(super) struct Now {
     /// Which of the states since the mount.
@@ -59,7 +62,7 @@ pub(super) struct Now {
     family: Family,
     newest: Option<Timestamp>,
     facts: Mutex<HashMap<Page, Facts>>,
-    kin: Mutex<HashMap<(usize, Kin), Arc<Vec<usize>>>>,
+    kin: Mutex<Kins>,
 }
 
 #[derive(Clone)]

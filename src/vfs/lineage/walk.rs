@@ -190,28 +190,29 @@ impl Now {
         is_there.then(|| self.to_card(3, other))?
     }
 
-    /// The versions in a directory of kin, remembered.
+    /// The versions in a directory of kin; where they have to be looked for, they are remembered.
     fn kin(&self, n: usize, kin: Kin) -> Arc<Vec<usize>> {
-        let known = locked(self.kin.lock()).get(&(n, kin)).cloned();
-        known.unwrap_or_else(|| {
-            let found = Arc::new(self.find_kin(n, kin));
-            let mut all = locked(self.kin.lock());
-            if all.len() >= MAX_KINS {
-                all.clear();
-            }
-            all.insert((n, kin), found.clone());
-            found
-        })
+        let of_card =
+            |list: fn(&Card) -> &Vec<usize>| Arc::new(self.family.card(n).map(list).cloned().unwrap_or_default());
+        match kin {
+            Kin::Parents => of_card(|card| &card.parents),
+            Kin::Children => of_card(|card| &card.children),
+            Kin::Ancestors => self.remembered((n, kin), || self.family.ancestors(n)),
+            Kin::Descendants => self.remembered((n, kin), || self.family.descendants(n)),
+        }
     }
 
-    fn find_kin(&self, n: usize, kin: Kin) -> Vec<usize> {
-        let Some(card) = self.family.card(n) else { return vec![] };
-        match kin {
-            Kin::Parents => card.parents.clone(),
-            Kin::Children => card.children.clone(),
-            Kin::Ancestors => self.family.ancestors(n),
-            Kin::Descendants => self.family.descendants(n),
+    fn remembered(&self, key: (usize, Kin), find: impl FnOnce() -> Vec<usize>) -> Arc<Vec<usize>> {
+        if let Some(known) = locked(self.kin.lock()).get(&key) {
+            return known.clone();
         }
+        let found = Arc::new(find());
+        let mut all = locked(self.kin.lock());
+        if all.len() >= MAX_KINS {
+            all.clear();
+        }
+        all.insert(key, found.clone());
+        found
     }
 
     // ---- symlinks: relative, from a directory so many levels below what is named
