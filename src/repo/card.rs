@@ -1,6 +1,9 @@
 //! What a version's card in the mount says, and the drawings of all: texts, made when they are asked for from one state of
 //! the catalog.
 //!
+//! Whoever lists a card asks how long its texts are, so making one must be cheap. That is why a difference here is one of
+//! structure only: `mgit diff` reads the tensors of two models, and a listing of a thousand cards would read them all.
+//!
 //! A text never fails for what is damaged: it says so itself, for a listing must not fail because of one version.
 //! Times are written in full: a text that says `3 hours ago` would soon be wrong.
 

@@ -46,3 +46,47 @@ fn name(t: &TensorInfo) -> String {
 fn form(t: &TensorInfo) -> String {
     format!("{} {:?}", printable(&t.dtype), t.shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::measure::Metrics;
+    use super::super::{Change, Changed, FileChange, Pair};
+    use super::*;
+
+    fn tensor(name: &str) -> TensorInfo {
+        TensorInfo { name: name.to_owned(), dtype: "F32".to_owned(), shape: vec![4] }
+    }
+
+    #[test]
+    fn layers_are_counted_and_what_did_more_than_change_is_named() {
+        let changed = |name: &str| Changed { to: tensor(name), metrics: Metrics::UNKNOWN, from: None };
+        let report = Report {
+            added: vec![tensor("head.weight")],
+            removed: vec![],
+            reshaped: vec![],
+            renamed: vec![Pair { from: tensor("a.b"), to: tensor("c.\u{1b}b") }],
+            unchanged: vec![tensor("same")],
+            changed: (0..12).map(|n| changed(&format!("l.{n}.attention.q"))).collect(),
+            files: vec![FileChange { path: "c.json".into(), change: Change::Changed, lines: vec!["-a".into()] }],
+        };
+        let want = [
+            "15 tensors: 12 changed, 1 renamed, 1 added, 1 unchanged; 1 file changed",
+            "",
+            "TENSOR",
+            "c                         1 renamed",
+            "  c.\\u{1b}b    F32 [4]  renamed     was a.b",
+            "head                      1 added",
+            "  head.weight  F32 [4]  added",
+            "l.*.attention             12 changed",
+            "",
+            "changed c.json",
+            "-a",
+        ];
+        let plain = |lines: &[String]| {
+            lines.iter().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(plain(&outline(&report)), plain(&want.map(str::to_owned)));
+        let many = Report { added: (0..600).map(|n| tensor(&format!("t{n}.w"))).collect(), ..report };
+        assert!(outline(&many).contains(&"  and 101 more".to_owned()));
+    }
+}
