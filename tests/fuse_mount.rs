@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use common::Map;
 use mgit::mount::{self, MountOptions, Mounted};
 use mgit::vfs::fake::{Fake, pattern};
-use mgit::vfs::{ReadAt, ReadError, Source, Version, Vfs};
+use mgit::vfs::{Page, ReadAt, ReadError, Source, Version, Vfs};
 
 const BIG: u64 = (24 << 20) + 4321;
 
@@ -99,7 +99,7 @@ fn names_attributes_and_bytes() {
         return;
     }
     let l = live();
-    assert_eq!(names(&l.at), ["models"]);
+    assert_eq!(names(&l.at), ["lineage", "models"]);
     assert_eq!(names(l.path("")), ["acme--bert", "big"]);
     assert_eq!(names(l.path("acme--bert")), ["latest", "v1", "v2"]);
     assert_eq!(names(l.path("acme--bert/v1")), ["config.json", "empty", "sub", "void"]);
@@ -315,6 +315,12 @@ impl Source for Panics {
     }
     fn parents_text(&self, id: &mgit::model::id::Id) -> Result<String, ReadError> {
         self.0.parents_text(id)
+    }
+    fn graph(&self) -> Result<Arc<mgit::model::graph::Graph>, ReadError> {
+        self.0.graph()
+    }
+    fn page(&self, page: &Page) -> Result<Arc<str>, ReadError> {
+        self.0.page(page)
     }
     fn open(&self, entry: &mgit::model::record::FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {
         assert!(entry.path != "config.json", "on purpose");

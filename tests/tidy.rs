@@ -24,7 +24,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
     ("rayon", &["repo"]),
     ("similar", &["repo"]),
-    ("quick_cache", &["store", "repo"]),
+    ("quick_cache", &["store", "repo", "vfs"]),
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),

@@ -385,7 +385,7 @@ fn tell_import(p: &Prepared, place: &Place, seconds: f64) -> Result<()> {
 }
 
 fn report(p: &Prepared, place: &Place, seconds: f64) -> Value {
-    let related = |((h, _), e): (&(Head, ParentEdge), &ParentEdge)| out::related(&(h.clone(), e.relation));
+    let related = |((h, _), e): (&(Head, ParentEdge), &ParentEdge)| out::parent(&(h.clone(), *e));
     json!({
         "model": p.record.model, "version": p.record.version, "id": p.id,
         "parents": place.parents.iter().zip(&p.record.parents).map(related).collect::<Vec<_>>(),

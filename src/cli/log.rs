@@ -11,10 +11,10 @@ use crate::ask;
 use crate::control::{Request, Response, Session};
 use crate::model::graph::{Graph, Kind, json as graph_json, text};
 use crate::model::name::VersionRef;
-use crate::repo::Repo;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
 use crate::repo::graph::stored;
+use crate::repo::{Repo, log};
 
 /// Widest drawing beside which the lines are aligned.
 const ALIGNED: usize = 32;
@@ -99,16 +99,8 @@ fn cells(graph: &Graph, n: usize, kinds: &[Kind]) -> Vec<String> {
     let node = &graph.nodes[n];
     let relation = kinds.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ");
     let mut cells = vec![node.label.clone(), node.id.short(), relation, out::ago(node.created)];
-    cells.extend(costs(node.logical, node.stored, node.removed));
+    cells.extend(log::cells_of_costs(node.logical, node.stored, node.removed));
     cells
-}
-
-/// What was removed takes nothing, and its cell says so.
-fn costs(logical: u64, stored: Option<u64>, removed: bool) -> [String; 3] {
-    match removed {
-        true => [out::size(logical), "removed".to_owned(), String::new()],
-        false => out::costs(logical, stored),
-    }
 }
 
 /// The message; a damaged record has none to tell.
@@ -120,45 +112,34 @@ fn message(repo: &Arc<Repo>, d: &Detail) -> String {
 fn as_text(repo: &Arc<Repo>, details: &[Detail], charges: &Charges) -> Vec<String> {
     let row = |d: &Detail| {
         let h = &d.head;
-        let mut cells = vec![label(h), h.id.short(), out::ago(h.created)];
-        cells.extend(costs(h.bytes, if h.removed { None } else { stored(charges, &h.id) }, h.removed));
-        cells.push(origin(d));
-        cells
+        log::Row::new(log::Facts {
+            label: label(h),
+            short_id: h.id.short(),
+            created: out::ago(h.created),
+            logical: h.bytes,
+            stored: if h.removed { None } else { stored(charges, &h.id) },
+            removed: h.removed,
+            origin: origin(d),
+            message: message(repo, d),
+        })
     };
     let rows: Vec<_> = details.iter().map(row).collect();
-    if rows.is_empty() {
-        return vec!["no versions yet; 'mgit import DIR' stores one".to_owned()];
+    match rows.is_empty() {
+        true => vec!["no versions yet; 'mgit import DIR' stores one".to_owned()],
+        false => log::lines(rows.iter(), &out::paint),
     }
-    let heads = ["VERSION", "ID", "CREATED", ">SIZE", ">STORED", ">SAVED", "FROM"];
-    let mut table = out::table(&heads, &rows).into_iter();
-    let mut lines: Vec<String> = table.next().into_iter().collect();
-    for (line, d) in table.zip(details) {
-        lines.push(line);
-        lines.extend(message(repo, d).lines().map(|l| format!("    {}", out::painted(out::DIM, &out::harmless(l)))));
-    }
-    lines
 }
 
-/// `finetune of base@v1, after v1`.
 fn origin(d: &Detail) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut last = None;
-    for (parent, relation) in &d.parents {
-        match last == Some(relation) {
-            true => parts.push(label(parent)),
-            false => parts.push(format!("{relation} of {}", label(parent))),
-        }
-        last = Some(relation);
-    }
-    parts.extend(d.previous.iter().map(|p| format!("after {}", p.version)));
-    parts.join(", ")
+    let parents = d.parents.iter().map(|(parent, e)| (label(parent), e.relation, e.guess));
+    log::origin(parents, d.previous.iter().map(|p| p.version.as_str()))
 }
 
 fn as_json(repo: &Arc<Repo>, d: &Detail) -> Value {
     json!({
         "model": d.head.model, "version": d.head.version, "id": d.head.id, "created": d.head.created,
         "message": message(repo, d), "removed": d.head.removed, "logical_bytes": d.head.bytes,
-        "parents": d.parents.iter().map(out::related).collect::<Vec<_>>(),
+        "parents": d.parents.iter().map(out::parent).collect::<Vec<_>>(),
         "previous": d.previous.as_ref().map(out::version),
     })
 }

@@ -5,30 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use anstyle::{AnsiColor, Style};
-use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::model::record::Relation;
-use crate::repo::Head;
+pub use crate::model::graph::size;
+use crate::model::table;
+pub use crate::model::table::{costs, harmless, saved};
 use crate::repo::RepoError;
 use crate::repo::progress::Progress;
-
-/// A version reference as the contract writes it.
-pub fn version(head: &Head) -> Value {
-    json!({"model": head.model, "version": head.version, "id": head.id})
-}
-
-/// A version reference with the relation of the edge that leads to it.
-pub fn related((head, relation): &(Head, Relation)) -> Value {
-    json!({"model": head.model, "version": head.version, "id": head.id, "relation": relation})
-}
-
-/// `433.0 MB`.
-pub fn size(bytes: u64) -> String {
-    ByteSize(bytes).display().si().to_string()
-}
+pub use crate::repo::show::{parent, version};
 
 /// `2026-11-24 06:05:02`, in UTC.
 pub fn time(t: Timestamp) -> String {
@@ -58,27 +44,6 @@ fn since(seconds: i64) -> String {
     }
 }
 
-/// Logical and stored bytes and what that saves, as three cells of a table.
-pub fn costs(logical: u64, stored: Option<u64>) -> [String; 3] {
-    match stored {
-        Some(stored) => [size(logical), size(stored), saved(logical, stored)],
-        None => [size(logical), "?".to_owned(), String::new()],
-    }
-}
-
-/// `87.5 %`; nothing where there is nothing to save.
-pub fn saved(logical: u64, stored: u64) -> String {
-    match logical {
-        0 => String::new(),
-        _ => format!("{:.1} %", 100.0 - 100.0 * stored as f64 / logical as f64),
-    }
-}
-
-/// Text that somebody wrote, one line of it, without what would steer a terminal.
-pub fn harmless(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).collect()
-}
-
 /// Whether standard output takes colour: a terminal that knows how, and no NO_COLOR.
 static COLOURED: LazyLock<bool> =
     LazyLock::new(|| anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never);
@@ -101,7 +66,7 @@ fn style_of(head: &str) -> Style {
         "ID" | "BLAKE3" => AnsiColor::Yellow.on_default(),
         "SAVED" => AnsiColor::Green.on_default(),
         "FROM" | "RELATION" => AnsiColor::Cyan.on_default(),
-        "CREATED" => DIM,
+        "CREATED" | "MESSAGE" => DIM,
         _ => Style::new(),
     }
 }
@@ -119,30 +84,14 @@ pub fn print_lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> std::io
     lines.into_iter().try_for_each(|l| writeln!(out, "{}", l.as_ref()))
 }
 
-/// Columns aligned under their heads; those whose head starts with '>' to the right. The first line holds
-/// the heads, then comes one for each row.
+/// [`table`](table::table), painted where standard output takes colour.
 pub fn table(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
-    let width = |i: usize| {
-        let cells = rows.iter().map(|r| r[i].chars().count());
-        cells.chain([heads[i].trim_start_matches('>').len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let line = |cells: Vec<&str>, style: &dyn Fn(usize) -> Style| {
-        let last = cells.iter().rposition(|c| !c.is_empty()).map_or(0, |l| l + 1);
-        let cell = |i: usize| {
-            let blank = " ".repeat(widths[i] - cells[i].chars().count());
-            let text = painted(style(i), cells[i]);
-            match heads[i].starts_with('>') {
-                true => blank + &text,
-                false if i + 1 == last => text, // No blanks at the end.
-                false => text + &blank,
-            }
-        };
-        (0..last).map(cell).collect::<Vec<_>>().join("  ")
-    };
-    let head = line(heads.iter().map(|h| h.trim_start_matches('>')).collect(), &|_| BOLD.underline());
-    let row = |r: &Vec<String>| line(r.iter().map(String::as_str).collect(), &|i| style_of(heads[i]));
-    std::iter::once(head).chain(rows.iter().map(row)).collect()
+    table::table(heads, rows.iter().map(Vec::as_slice), &paint)
+}
+
+/// A cell of a table below its head, in colour where standard output takes it.
+pub fn paint(head: Option<&str>, text: &str) -> String {
+    painted(head.map_or(BOLD.underline(), style_of), text)
 }
 
 /// A bar on a terminal, silence elsewhere; ends the work on Ctrl-C or SIGTERM.
@@ -225,13 +174,5 @@ mod tests {
         ] {
             assert_eq!(since(seconds), want);
         }
-    }
-
-    #[test]
-    fn tables_are_aligned_and_hold_no_blanks_at_the_end() {
-        let rows = [vec!["a".into(), "10".into(), "long".into()], vec!["é€".into(), "9".into(), String::new()]];
-        assert_eq!(table(&["X", ">N", "Y"], &rows), ["X    N  Y", "a   10  long", "é€   9"]);
-        assert_eq!((saved(1000, 125), saved(0, 3)), ("87.5 %".into(), String::new()));
-        assert_eq!(harmless("a\x1b[31mb"), "a[31mb");
     }
 }

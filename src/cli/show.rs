@@ -3,16 +3,15 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use serde_json::{Value, json};
 
 use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
-use crate::model::record::{EntryKind, FileEntry, VersionRecord};
-use crate::repo::Head;
+use crate::model::record::{EntryKind, FileEntry, ParentEdge, VersionRecord};
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
+use crate::repo::{Head, show};
 
 /// Show a version: its files, what they cost in the store, its parents and children
 #[derive(clap::Args)]
@@ -28,25 +27,17 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let record = repo.record(&detail.head.id)?;
     let charges = Charges::new(repo.clone(), living).of(&detail.head.id, &record)?;
     match g.json {
-        true => out::print_json(&as_json(&detail, &record, &charges))?,
+        true => out::print_json(&show::as_json(&detail, &record, &charges))?,
         false => out::print_lines(as_text(&detail, &record, &charges))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
-    let files = record.files.iter().zip(charges).filter(|(f, _)| f.kind == EntryKind::File);
-    let file = |(f, stored): (&FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
-    json!({
-        "model": d.head.model, "version": d.head.version, "id": d.head.id,
-        "created": record.created, "message": record.message, "lossy": Value::Null,
-        "parents": d.parents.iter().map(out::related).collect::<Vec<_>>(),
-        "previous": d.previous.as_ref().map(out::version),
-        "next": d.next.iter().map(out::version).collect::<Vec<_>>(),
-        "children": d.children.iter().map(out::related).collect::<Vec<_>>(),
-        "files": files.map(file).collect::<Vec<_>>(),
-        "tags": [],
-    })
+/// `merge, 0.3`, `finetune, direction is a guess`.
+fn manner(edge: &ParentEdge) -> String {
+    let share = edge.coefficient.map(|c| format!(", {:.4}", c.0)).unwrap_or_default();
+    let guess = if edge.guess { ", direction is a guess" } else { "" };
+    format!("{}{share}{guess}", edge.relation)
 }
 
 fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
@@ -65,8 +56,13 @@ fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
         fact("size", format!("{}, stored in {}{saved}", out::size(logical), out::size(stored))),
     ];
     lines.extend(record.message.lines().map(|l| fact("message", out::harmless(l))));
-    lines.extend(d.parents.iter().map(|(p, r)| fact("parent", format!("{} ({r})", name(p)))));
+    lines.extend(d.parents.iter().map(|(p, e)| fact("parent", format!("{} ({})", name(p), manner(e)))));
     lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));
+    if let Some(o) = &record.origin {
+        let sure = o.confidence.map(|c| format!(" ({:.0} % sure)", 100.0 * c.0)).unwrap_or_default();
+        lines.push(fact("origin", out::harmless(&format!("{}{sure}", o.evidence))));
+        lines.extend(o.hints.iter().map(|h| fact("claimed", out::harmless(h))));
+    }
     lines.extend(d.next.iter().map(|n| fact("next", name(n))));
     lines.extend(d.children.iter().map(|(c, r)| fact("child", format!("{} ({r})", name(c)))));
     lines.push(String::new());

@@ -1,7 +1,8 @@
 //! Pure values: ids, names, the layout of safetensors files, recipes, version records, journal events,
-//! the lineage, and drawings of it. No I/O.
+//! the lineage, drawings and places of it, and tables. No I/O.
 pub mod dtype;
 pub mod event;
+pub mod family;
 pub mod graph;
 pub mod id;
 pub mod layout;
@@ -12,4 +13,5 @@ pub mod object;
 pub mod recipe;
 pub mod record;
 pub mod sketch;
+pub mod table;
 pub mod wire;

@@ -96,7 +96,11 @@ pub struct Likeness {
 impl Sketch {
     /// From the values of a window; `None` where they tell nothing: too few distinct ones.
     pub fn of_window(shape: &[u64], window: &[f32]) -> Option<Sketch> {
-        Sketch::new(class(shape), first(shape), places(shape).into_iter().map(|i| *window.get(i).unwrap_or(&0.0)).collect())
+        Sketch::new(
+            class(shape),
+            first(shape),
+            places(shape).into_iter().map(|i| *window.get(i).unwrap_or(&0.0)).collect(),
+        )
     }
 
     /// `None` where the values tell nothing.
@@ -207,6 +211,8 @@ mod tests {
         {
             assert_eq!(suits(dtype, shape), suits_it, "{dtype}");
         }
-        assert!(!suits("F32", &[63]) && !suits("F32", &[u64::MAX, 2]) && !suits("F4", &[64, 64]) && !suits("C64", &[64]));
+        assert!(
+            !suits("F32", &[63]) && !suits("F32", &[u64::MAX, 2]) && !suits("F4", &[64, 64]) && !suits("C64", &[64])
+        );
     }
 }

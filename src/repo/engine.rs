@@ -25,7 +25,7 @@ use crate::store::{RepoLock, StoreError, lock_exclusive};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Detail {
     pub head: Head,
-    pub parents: Vec<(Head, Relation)>,
+    pub parents: Vec<(Head, ParentEdge)>,
     pub previous: Option<Head>,
     pub next: Vec<Head>,
     pub children: Vec<(Head, Relation)>,
@@ -145,7 +145,8 @@ impl Engine {
         let mut edges = self.edges()?;
         edges.extend(parents.iter().map(|p| &p.id).chain(previous).map(|p| (*p, new)));
         for m in moves {
-            let (child, to) = (m.child, m.to.iter().map(|e| if e.id == NEW { ParentEdge { id: new, ..*e } } else { *e }));
+            let (child, to) =
+                (m.child, m.to.iter().map(|e| if e.id == NEW { ParentEdge { id: new, ..*e } } else { *e }));
             let to: Vec<ParentEdge> = to.collect();
             let mut after = edges.clone();
             after.retain(|(parent, c)| *c != child || Some(*parent) != m.from);
@@ -276,15 +277,15 @@ impl Engine {
     }
 
     pub fn detail_of(&self, head: Head) -> Result<Detail, RepoError> {
-        let head_of = |id: &Id| self.end(id);
         let ends = |edges: Vec<ParentEdge>| {
-            edges.iter().map(|e| Ok((head_of(&e.id)?, e.relation))).collect::<Result<Vec<_>, RepoError>>()
+            edges.into_iter().map(|e| Ok((self.end(&e.id)?, e))).collect::<Result<Vec<_>, RepoError>>()
         };
+        let children = ends(self.catalog().children(&head.id)?)?;
         Ok(Detail {
             parents: ends(self.catalog().parents(&head.id)?)?,
-            children: ends(self.catalog().children(&head.id)?)?,
-            previous: head.previous.as_ref().map(head_of).transpose()?,
-            next: self.catalog().next(&head.id)?.iter().map(head_of).collect::<Result<_, _>>()?,
+            children: children.into_iter().map(|(child, e)| (child, e.relation)).collect(),
+            previous: head.previous.as_ref().map(|p| self.end(p)).transpose()?,
+            next: self.catalog().next(&head.id)?.iter().map(|n| self.end(n)).collect::<Result<_, _>>()?,
             head,
         })
     }

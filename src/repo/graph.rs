@@ -16,28 +16,45 @@ pub fn graph(engine: &Engine) -> Result<Graph, RepoError> {
 
 /// As [`graph`], with charges that remember; what they don't know, or cannot read, is `None`.
 pub fn graph_with(engine: &Engine, charges: &Charges) -> Result<Graph, RepoError> {
+    let (mut graph, unknown) = bare(engine)?;
+    if let Some(id) = unknown.first() {
+        return Err(RepoError::damaged(format!("an edge leads to {id}, which never was committed")));
+    }
+    charge(&mut graph, charges);
+    Ok(graph)
+}
+
+/// The graph without what versions cost, and the ids that edges lead to and that never were committed.
+pub fn bare(engine: &Engine) -> Result<(Graph, Vec<Id>), RepoError> {
     let catalog = engine.catalog();
     let heads = catalog.ever_all()?;
     let place: HashMap<Id, usize> = heads.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
-    let find = |id: &Id| {
-        place
-            .get(id)
-            .copied()
-            .ok_or_else(|| RepoError::damaged(format!("an edge leads to {id}, which never was committed")))
+    let (mut edges, mut unknown) = (Vec::new(), Vec::new());
+    let mut add = |from: &Id, edge: Edge| match place.get(from) {
+        Some(&from) => edges.push(Edge { from, ..edge }),
+        None => unknown.push(*from),
     };
-    let mut edges = Vec::new();
     for (to, head) in heads.iter().enumerate() {
         if let Some(previous) = &head.previous {
-            edges.push(Edge { from: find(previous)?, to, kind: Kind::Version });
+            add(previous, Edge { guess: head.guess, ..Edge::new(0, to, Kind::Version) });
         }
         for parent in catalog.parents(&head.id)? {
-            edges.push(Edge { from: find(&parent.id)?, to, kind: Kind::Provenance(parent.relation) });
+            let edge = Edge::new(0, to, Kind::Provenance(parent.relation));
+            add(&parent.id, Edge { guess: parent.guess, coefficient: parent.coefficient, ..edge });
         }
     }
-    Ok(Graph { nodes: heads.iter().map(|h| node(h, charges)).collect(), edges })
+    Ok((Graph { nodes: heads.iter().map(node).collect(), edges }, unknown))
 }
 
-fn node(head: &Head, charges: &Charges) -> Node {
+/// Writes into the graph what each version costs.
+pub fn charge(graph: &mut Graph, charges: &Charges) {
+    for node in &mut graph.nodes {
+        // A removed version is charged nothing: what it shares, others pay.
+        node.stored = if node.removed { Some(0) } else { stored(charges, &node.id) };
+    }
+}
+
+fn node(head: &Head) -> Node {
     Node {
         id: head.id,
         label: label(head),
@@ -45,8 +62,7 @@ fn node(head: &Head, charges: &Charges) -> Node {
         version: head.version.to_string(),
         created: head.created,
         logical: head.bytes,
-        // A removed version is charged nothing: what it shares, others pay.
-        stored: if head.removed { Some(0) } else { stored(charges, &head.id) },
+        stored: None,
         removed: head.removed,
     }
 }

@@ -92,7 +92,12 @@ pub fn hash_all(repo: &Repo, path: &Path, progress: &dyn Progress) -> Result<Has
 }
 
 /// Encodes and seals. `spec.parents`, `spec.previous` and `spec.near` are where bases are looked for.
-pub fn prepare(repo: &Repo, spec: &ImportSpec, hashed: &Hashed, progress: &dyn Progress) -> Result<Prepared, RepoError> {
+pub fn prepare(
+    repo: &Repo,
+    spec: &ImportSpec,
+    hashed: &Hashed,
+    progress: &dyn Progress,
+) -> Result<Prepared, RepoError> {
     let files = hashed.files();
     repo.packs.refresh()?;
     let packs = repo.dir.join("packs");

@@ -4,6 +4,7 @@
 //! [`Repo`] reads packs and needs no lock. [`engine::Engine`] also holds the catalog and the journal, of
 //! which one process has the say at a time. Long work (encoding, checking) uses a `Repo` only.
 
+pub mod card;
 pub mod charge;
 pub mod choose;
 pub mod diff;
@@ -16,10 +17,12 @@ pub mod hash;
 pub mod import;
 pub mod keep;
 pub mod kinship;
+pub mod log;
 pub mod origin;
 pub mod pair;
 pub mod progress;
 pub mod read;
+pub mod show;
 pub mod space;
 pub mod walk;
 

@@ -16,8 +16,8 @@ pub mod packs;
 pub mod plain;
 pub mod root;
 pub mod scan;
-pub mod sketches;
 pub mod sim;
+pub mod sketches;
 #[cfg(test)]
 mod tests;
 

@@ -159,7 +159,11 @@ mod tests {
     fn version(n: u8) -> VersionSketch {
         let values = (0..64).map(|i| (i * (n as i32 + 3) % 17) as f32 - 8.0).collect();
         let id = Id::of(&[n]);
-        VersionSketch { id, lanes: lanes([id].iter()), tensors: vec![Sketch::new(7, 9, values).unwrap(); n as usize % 3] }
+        VersionSketch {
+            id,
+            lanes: lanes([id].iter()),
+            tensors: vec![Sketch::new(7, 9, values).unwrap(); n as usize % 3],
+        }
     }
 
     #[test]
@@ -197,7 +201,8 @@ mod tests {
 
     #[test]
     fn lanes_agree_in_about_the_share_of_what_is_common() {
-        let set = |range: std::ops::Range<u32>| lanes(range.map(|i| Id::of(&i.to_le_bytes())).collect::<Vec<_>>().iter());
+        let set =
+            |range: std::ops::Range<u32>| lanes(range.map(|i| Id::of(&i.to_le_bytes())).collect::<Vec<_>>().iter());
         let common = |a: [u32; LANES], b: [u32; LANES]| a.iter().zip(&b).filter(|(x, y)| x == y).count();
         assert_eq!(common(set(0..100), set(0..100)), LANES);
         assert!(common(set(0..1000), set(20..1000)) >= 5 && common(set(0..1000), set(1000..2000)) <= 1);

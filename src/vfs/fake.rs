@@ -6,10 +6,11 @@ use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 
-use super::source::{ReadAt, ReadError, Source, Version};
+use super::source::{Page, ReadAt, ReadError, Source, Version};
+use crate::model::graph::{Edge, Graph, Kind, Node};
 use crate::model::id::Id;
 use crate::model::name::ModelName;
-use crate::model::record::{EntryKind, FileEntry, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry, Relation, VersionRecord};
 
 /// A file of pattern bytes: as fast as memory, of any size, without holding it. See [`pattern`].
 const PATTERN: usize = 1 << 20;
@@ -51,6 +52,9 @@ struct State {
     records: HashMap<Id, (Arc<VersionRecord>, Arc<Vec<u64>>)>,
     contents: HashMap<Id, Arc<dyn ReadAt>>,
     seq: u64,
+    graph: Arc<Graph>,
+    /// What every page says, after its name.
+    said: String,
 }
 
 /// A source whose versions come and go as a test says. Clones are one and the same.
@@ -136,6 +140,8 @@ impl Fake {
         let mut state = self.state.write().unwrap();
         state.seq += 1;
         let (model, version, created, seq) = (record.model.clone(), record.version.clone(), record.created, state.seq);
+        let node = node(&record, id);
+        Arc::make_mut(&mut state.graph).nodes.push(node);
         state.versions.entry(model.clone()).or_default().push(Version { model, version, id, created, seq });
         state.records.insert(id, (Arc::new(record), Arc::new(stored)));
         id
@@ -152,6 +158,40 @@ impl Fake {
             state.versions.remove(&model);
         }
         state.records.remove(&id);
+        for node in &mut Arc::make_mut(&mut state.graph).nodes {
+            node.removed |= node.id == id;
+        }
+    }
+
+    /// Adds an edge, a version edge within a model; neither end needs to be there, nor need it make sense.
+    pub fn link(&self, child: &Id, parent: &Id) {
+        let mut state = self.state.write().unwrap();
+        let graph = Arc::make_mut(&mut state.graph);
+        let place = |id: &Id| graph.nodes.iter().position(|n| n.id == *id).unwrap_or(usize::MAX);
+        let (from, to) = (place(parent), place(child));
+        let model = |n: usize| graph.nodes.get(n).map(|n| &n.model);
+        let kind = if model(from) == model(to) { Kind::Version } else { Kind::Provenance(Relation::Finetune) };
+        graph.edges.push(Edge::new(from, to, kind));
+    }
+
+    /// From now on each page says its name and this.
+    pub fn say(&self, what: &str) {
+        let mut state = self.state.write().unwrap();
+        state.said = what.to_owned();
+        state.graph = Arc::new((*state.graph).clone());
+    }
+}
+
+fn node(record: &VersionRecord, id: Id) -> Node {
+    Node {
+        id,
+        label: format!("{}@{}", record.model, record.version),
+        model: record.model.to_string(),
+        version: record.version.to_string(),
+        created: record.created,
+        logical: record.logical_bytes(),
+        stored: None,
+        removed: false,
     }
 }
 
@@ -174,6 +214,14 @@ impl Source for Fake {
 
     fn parents_text(&self, _: &Id) -> Result<String, ReadError> {
         Ok("base@v1 acme/other@v2".to_owned())
+    }
+
+    fn graph(&self) -> Result<Arc<Graph>, ReadError> {
+        Ok(self.state.read().unwrap().graph.clone())
+    }
+
+    fn page(&self, page: &Page) -> Result<Arc<str>, ReadError> {
+        Ok(format!("{page:?}{}\n", self.state.read().unwrap().said).into())
     }
 
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {

@@ -26,6 +26,8 @@ pub(super) enum Handle {
         len: u64,
         tree: Arc<Tree>,
     },
+    /// A text as it was when it was opened.
+    Text(Arc<str>),
     /// A directory of a version, by its place in the tree.
     Inside {
         tree: Arc<Tree>,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /models/<model>/<version>/…files…      /models/<model>/latest -> <version>
+//! /lineage/…                             the family tree, a card for each version, drawings (lineage/)
 //! ```
 //! [`Vfs`] takes and returns plain values and may be called from many threads. It trusts nothing that it is
 //! given: an unknown number is an error, never a panic. Above a version everything may change; inside a version
@@ -15,6 +16,7 @@ mod attr;
 #[doc(hidden)]
 pub mod fake;
 mod handle;
+mod lineage;
 mod node;
 pub mod repo;
 mod source;
@@ -33,9 +35,10 @@ use crate::model::name::ModelName;
 pub use attr::{Attr, BLOCK_SIZE, Kind};
 use attr::{FOREVER, LIVE, SETTLED, TOLD};
 use handle::{Handle, Handles, Listed};
+use lineage::{Lineage, Place};
 pub use node::ROOT;
 use node::{Hash, Inodes, Node};
-pub use source::{ReadAt, ReadError, Source, Version};
+pub use source::{Drawing, Page, ReadAt, ReadError, Sheet, Source, Version};
 use tree::{Tree, Trees};
 pub use xattr::Xattr;
 
@@ -140,6 +143,8 @@ pub struct Opened {
 enum Answer {
     Models(Arc<Vec<ModelName>>),
     Versions(Arc<Vec<Version>>),
+    /// The number of the lineage's state.
+    Lineage(u64),
 }
 
 impl Answer {
@@ -148,6 +153,7 @@ impl Answer {
         match (self, other) {
             (Answer::Models(a), Answer::Models(b)) => Arc::ptr_eq(a, b),
             (Answer::Versions(a), Answer::Versions(b)) => Arc::ptr_eq(a, b),
+            (Answer::Lineage(a), Answer::Lineage(b)) => a == b,
             _ => false,
         }
     }
@@ -181,12 +187,13 @@ pub struct Vfs<S: Source> {
     source: S,
     uid: u32,
     gid: u32,
-    /// The time of what no commit made: `/` and `/models`.
+    /// The time of what no commit made: `/`, `/models`, `/lineage`.
     born: SystemTime,
     hash: Hash,
     inodes: Inodes,
     handles: Handles,
     trees: Trees,
+    lineage: Lineage,
     /// By inode number: what a changing directory held when it was opened last.
     opened: Mutex<HashMap<u64, Answer>>,
     /// Whether the kernel is told of changes.
@@ -203,9 +210,9 @@ impl<S: Source> Vfs<S> {
 
     fn with(source: S, uid: u32, gid: u32, hash: Hash) -> Vfs<S> {
         let inodes = Inodes::new(&[(ROOT, Node::Root), (hash(b"mgit inode 1\0models"), Node::Models)]);
-        let (handles, trees, opened) = Default::default();
+        let (handles, trees, lineage, opened) = Default::default();
         let (born, told) = (SystemTime::now(), AtomicBool::new(false));
-        Vfs { source, uid, gid, born, hash, inodes, handles, trees, opened, told }
+        Vfs { source, uid, gid, born, hash, inodes, handles, trees, lineage, opened, told }
     }
 
     pub fn source(&self) -> &S {
@@ -237,7 +244,10 @@ impl<S: Source> Vfs<S> {
 
     fn child(&self, parent: &Node, name: &str) -> Result<Option<(Node, u64)>, VfsError> {
         match parent {
-            Node::Root => Ok((name == "models").then(|| (Node::Models, self.hash_of(&Node::Models)))),
+            Node::Root => {
+                let found = [("models", Node::Models), ("lineage", top())].into_iter().find(|e| e.0 == name);
+                Ok(found.map(|(_, node)| (node.clone(), self.hash_of(&node))))
+            }
             Node::Models => self.model(name),
             Node::Model(model) => self.in_model(model, name),
             Node::Latest(_) => Err(VfsError::NotDir),
@@ -245,6 +255,10 @@ impl<S: Source> Vfs<S> {
                 let tree = self.tree(version)?;
                 let Some(found) = tree.find(*place, name)? else { return Ok(None) };
                 Ok(Some((Node::Inside(version.clone(), found), tree.hash(found)?)))
+            }
+            Node::Lineage(dir) => {
+                let found = self.lineage.child(&self.source, dir, name)?;
+                Ok(found.map(|place| Node::Lineage(Arc::new(place))).map(|node| (node.clone(), self.hash_of(&node))))
             }
         }
     }
@@ -280,6 +294,7 @@ impl<S: Source> Vfs<S> {
             Node::Model(m) => (self.hash)(&node::model_identity(m)),
             Node::Latest(v) => (self.hash)(&node::latest_identity(&v.id)),
             Node::Inside(v, _) => (self.hash)(&node::path_identity(&v.id, "")),
+            Node::Lineage(place) => (self.hash)(&place.identity()),
         }
     }
 
@@ -327,7 +342,28 @@ impl<S: Source> Vfs<S> {
                 let tree = tree.map_or_else(|| self.tree(version), Ok)?;
                 self.inside(ino, &tree, *place)
             }
+            Node::Lineage(place) => self.in_lineage(ino, place),
         }
+    }
+
+    fn in_lineage(&self, ino: u64, place: &Place) -> Result<Attr, VfsError> {
+        // What a symlink or a text holds its node knows itself, also when it is gone.
+        let time = match place {
+            Place::Top | Place::Tree | Place::Of => None,
+            Place::Link { time, .. } => Some(attr::time(*time)),
+            Place::Text(text) => text.time.map(attr::time),
+            _ => self.lineage.now(&self.source)?.time(place)?,
+        };
+        let directory = self.directory(ino, time.unwrap_or(self.born));
+        let (size, mode) = match place {
+            Place::Link { target, .. } => (target.len() as u64, 0o777),
+            Place::Text(text) => (text.len, 0o644),
+            Place::Unread(_) => (0, 0o644),
+            _ => return Ok(directory),
+        };
+        // A text is stored nowhere; its blocks say what it holds.
+        let blocks = if place.kind() == Kind::File { attr::blocks(size, size) } else { 0 };
+        Ok(Attr { kind: place.kind(), size, mode, blocks, ..directory })
     }
 
     fn inside(&self, ino: u64, tree: &Tree, place: u32) -> Result<Attr, VfsError> {
@@ -358,6 +394,10 @@ impl<S: Source> Vfs<S> {
     pub fn readlink(&self, ino: u64) -> Result<String, VfsError> {
         match self.inodes.get(ino)? {
             Node::Latest(version) => Ok(version.version.to_string()),
+            Node::Lineage(place) => match &*place {
+                Place::Link { target, .. } => Ok(target.clone()),
+                _ => Err(VfsError::Invalid),
+            },
             _ => Err(VfsError::Invalid),
         }
     }
@@ -406,15 +446,27 @@ impl<S: Source> Vfs<S> {
 
     /// Opens a file for reading; `flags` are those of open(2).
     pub fn open(&self, ino: u64, flags: i32) -> Result<Opened, VfsError> {
-        let Node::Inside(version, place) = self.inodes.get(ino)? else { return Err(VfsError::IsDir) };
+        let node = self.inodes.get(ino)?;
+        if !matches!(node, Node::Inside(..) | Node::Lineage(_)) {
+            return Err(VfsError::IsDir);
+        }
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(VfsError::ReadOnly);
         }
-        let tree = self.tree(&version)?;
-        let entry = tree.file(place)?;
-        let (bytes, len) = (self.source.open(entry)?, entry.bytes);
-        let fh = self.handles.add(Handle::File { bytes, len, tree })?;
-        Ok(Opened { fh, unchanged: true })
+        let handle = match node {
+            Node::Inside(version, place) => {
+                let tree = self.tree(&version)?;
+                let entry = tree.file(place)?;
+                Handle::File { bytes: self.source.open(entry)?, len: entry.bytes, tree }
+            }
+            Node::Lineage(place) => match &*place {
+                Place::Text(text) => Handle::Text(self.lineage.read(&self.source, text)?),
+                Place::Unread(_) => return Err(VfsError::Stale),
+                _ => return Err(VfsError::IsDir),
+            },
+            _ => return Err(VfsError::IsDir),
+        };
+        Ok(Opened { fh: self.handles.add(handle)?, unchanged: true })
     }
 
     /// Fills `buf` from `offset` on as far as the file goes; returns how far.
@@ -425,6 +477,12 @@ impl<S: Source> Vfs<S> {
                 if n > 0 {
                     bytes.read_at(offset, &mut buf[..n])?;
                 }
+                Ok(n)
+            }
+            Handle::Text(text) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+                let n = buf.len().min(text.len() - from);
+                buf[..n].copy_from_slice(&text.as_bytes()[from..from + n]);
                 Ok(n)
             }
             _ => Err(VfsError::IsDir),
@@ -468,6 +526,7 @@ impl<S: Source> Vfs<S> {
         let now = match node {
             Node::Models => Answer::Models(self.source.models()?),
             Node::Model(model) => Answer::Versions(self.source.versions(model)?),
+            Node::Lineage(_) => Answer::Lineage(self.lineage.now(&self.source)?.number),
             _ => return Ok(true),
         };
         let mut opened = locked(self.opened.lock());
@@ -483,7 +542,7 @@ impl<S: Source> Vfs<S> {
     fn names(&self, node: &Node) -> Result<Vec<Listed>, VfsError> {
         let listed = |name: String, node: Node| Listed { name, hash: self.hash_of(&node), node };
         Ok(match node {
-            Node::Root => vec![listed("models".to_owned(), Node::Models)],
+            Node::Root => vec![listed("models".to_owned(), Node::Models), listed("lineage".to_owned(), top())],
             Node::Models => {
                 self.source.models()?.iter().map(|m| listed(m.dir_name(), Node::Model(m.clone()))).collect()
             }
@@ -492,6 +551,10 @@ impl<S: Source> Vfs<S> {
                 let latest = versions.last().map(|v| listed("latest".to_owned(), Node::Latest(Arc::new(v.clone()))));
                 let version = |v: &Version| listed(v.version.to_string(), Node::Inside(Arc::new(v.clone()), 0));
                 versions.iter().map(version).chain(latest).collect()
+            }
+            Node::Lineage(dir) => {
+                let all = self.lineage.names(&self.source, dir)?;
+                all.into_iter().map(|(name, place)| listed(name, Node::Lineage(Arc::new(place)))).collect()
             }
             Node::Latest(_) | Node::Inside(..) => return Err(VfsError::NotDir),
         })
@@ -530,6 +593,7 @@ impl<S: Source> Vfs<S> {
     fn kind(&self, fh: u64, node: &Node) -> Result<Kind, VfsError> {
         match (node, &*self.handles.get(fh)?) {
             (Node::Latest(_), _) => Ok(Kind::Symlink),
+            (Node::Lineage(place), _) => Ok(place.kind()),
             (Node::Inside(_, place), Handle::Inside { tree, .. }) if !tree.is_dir(*place)? => Ok(Kind::File),
             _ => Ok(Kind::Directory),
         }
@@ -552,7 +616,7 @@ impl<S: Source> Vfs<S> {
             }
         };
         match &*self.handles.get(fh)? {
-            Handle::File { .. } => Err(VfsError::NotDir),
+            Handle::File { .. } | Handle::Text(_) => Err(VfsError::NotDir),
             Handle::Live { node, names } => self.walk_live(node, names, offset, &mut step),
             Handle::Inside { tree, place } => self.walk_inside(tree, *place, offset, &mut step),
         }
@@ -571,6 +635,10 @@ impl<S: Source> Vfs<S> {
         let names = locked(names.lock()).clone();
         let parent = match node {
             Node::Model(_) => Node::Models,
+            Node::Lineage(dir) => {
+                let parent = self.lineage.parent(&self.source, dir)?;
+                parent.map_or(Node::Root, |p| Node::Lineage(Arc::new(p)))
+            }
             _ => Node::Root,
         };
         if self.dots(node, &parent, offset, step)? {
@@ -640,6 +708,7 @@ impl<S: Source> Vfs<S> {
             Node::Model(_) => (live, live),
             Node::Latest(_) | Node::Inside(_, 0) => (live, FOREVER),
             Node::Inside(..) => (FOREVER, SETTLED),
+            Node::Lineage(place) => lineage::lifetimes(place),
         }
     }
 
@@ -667,6 +736,11 @@ impl<S: Source> Vfs<S> {
     pub fn statfs(&self) -> Result<Statfs, VfsError> {
         statvfs(self.source.statfs_path()).ok_or(VfsError::Io)
     }
+}
+
+/// The directory `/lineage`.
+fn top() -> Node {
+    Node::Lineage(Arc::new(Place::Top))
 }
 
 /// How many of a directory's own names an offset has passed.

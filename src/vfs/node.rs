@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use super::lineage::Place;
 use super::source::Version;
 use super::{VfsError, locked};
 use crate::model::id::Id;
@@ -31,6 +32,7 @@ pub(super) enum Node {
     Latest(Arc<Version>),
     /// Place 0 is the version's own directory.
     Inside(Arc<Version>, u32),
+    Lineage(Arc<Place>),
 }
 
 impl PartialEq for Node {
@@ -40,6 +42,7 @@ impl PartialEq for Node {
             (Node::Model(a), Node::Model(b)) => a == b,
             (Node::Latest(a), Node::Latest(b)) => a.id == b.id,
             (Node::Inside(a, i), Node::Inside(b, j)) => i == j && a.id == b.id,
+            (Node::Lineage(a), Node::Lineage(b)) => a == b,
             _ => false,
         }
     }
@@ -65,7 +68,8 @@ pub(super) fn path_identity(version: &Id, path: &str) -> Vec<u8> {
     identity(b"path", &version.0, path.as_bytes())
 }
 
-fn identity(kind: &[u8], name: &[u8], path: &[u8]) -> Vec<u8> {
+/// Of a node of a kind of its own.
+pub(super) fn identity(kind: &[u8], name: &[u8], path: &[u8]) -> Vec<u8> {
     [b"mgit inode 1\0", kind, b"\0", name, b"\0", path].concat()
 }
 

@@ -6,12 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::source::{ReadAt, ReadError, Source, Version};
+use super::source::{Drawing, Page, ReadAt, ReadError, Sheet, Source, Version};
 use crate::model::event::Event;
+use crate::model::graph::{Graph, dot, json, svg};
 use crate::model::id::Id;
 use crate::model::name::ModelName;
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
+use crate::repo::card::{Cards, Diffs};
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
 use crate::repo::keep::{Count, Keeper};
@@ -29,6 +31,7 @@ struct Memo {
     models: Option<Arc<Vec<ModelName>>>,
     versions: HashMap<ModelName, Arc<Vec<Version>>>,
     charges: Option<Arc<Charges>>,
+    cards: Option<Arc<Cards>>,
 }
 
 /// Answers from the engine that this process holds.
@@ -36,19 +39,20 @@ pub struct RepoSource {
     engine: Arc<Engine>,
     keeper: Option<Arc<Keeper>>,
     memo: Mutex<Memo>,
+    diffs: Arc<Diffs>,
 }
 
 impl RepoSource {
     /// `keeper`: the disk cache, where there is one.
     pub fn new(engine: Arc<Engine>, keeper: Option<Arc<Keeper>>) -> RepoSource {
-        RepoSource { engine, keeper, memo: Mutex::default() }
+        RepoSource { engine, keeper, memo: Mutex::default(), diffs: Arc::default() }
     }
 
     /// To be called after each change of the catalog.
     pub fn changed(&self, events: &[Event]) {
         let mut memo = self.memo();
         memo.changes += 1;
-        (memo.models, memo.charges) = (None, None);
+        (memo.models, memo.charges, memo.cards) = (None, None, None);
         for event in events {
             match event {
                 Event::Commit { model, .. } | Event::Remove { model, .. } => drop(memo.versions.remove(model)),
@@ -82,6 +86,24 @@ impl RepoSource {
     fn charges(&self) -> Result<Arc<Charges>, RepoError> {
         let all = || Ok(Arc::new(Charges::new(self.engine.repo.clone(), self.engine.catalog().all()?)));
         self.remembered(|m| m.charges.clone(), all, |m, charges| m.charges = Some(charges))
+    }
+
+    fn cards(&self) -> Result<Arc<Cards>, RepoError> {
+        let make = || Ok(Arc::new(Cards::new(self.engine.clone(), self.charges()?, self.diffs.clone())?));
+        self.remembered(|m| m.cards.clone(), make, |m, cards| m.cards = Some(cards))
+    }
+
+    fn text(&self, page: &Page) -> Result<Arc<str>, RepoError> {
+        let cards = self.cards()?;
+        Ok(match page {
+            Page::Version(id, Sheet::Info) => cards.info(id)?.into(),
+            Page::Version(id, Sheet::Diff) => cards.diff(id)?,
+            Page::Version(id, Sheet::Log) => cards.log(id)?.into(),
+            Page::Version(_, Sheet::Tests) => "[]\n".into(), // no test was ever run
+            Page::Graph(Drawing::Dot) => dot::dot(&cards.charged()).into(),
+            Page::Graph(Drawing::Svg) => svg::svg(&cards.charged()).into(),
+            Page::Graph(Drawing::Json) => json::json(&cards.charged()).into(),
+        })
     }
 
     fn living(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, RepoError> {
@@ -140,6 +162,14 @@ impl Source for RepoSource {
             Ok(detail.parents.iter().map(|(p, _)| label(p)).collect::<Vec<_>>().join(" "))
         };
         told(text())
+    }
+
+    fn graph(&self) -> Result<Arc<Graph>, ReadError> {
+        told(self.cards()).map(|cards| cards.graph().clone())
+    }
+
+    fn page(&self, page: &Page) -> Result<Arc<str>, ReadError> {
+        told(self.text(page))
     }
 
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {

@@ -1,8 +1,8 @@
 //! What the filesystem is made from: the one seam between `vfs` and the repository.
 //!
 //! A source answers in plain values, may be asked from many threads at once, and has logged an error's
-//! cause before it returns it. Everything that hangs on a version's id is immutable; what `models` and
-//! `versions` say may change between two calls.
+//! cause before it returns it. Everything that hangs on a version's id is immutable; what `models`, `versions`, `graph`
+//! and `page` say may change between two calls.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::model::graph::Graph;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{FileEntry, VersionRecord};
@@ -23,6 +24,31 @@ pub struct Version {
     pub created: Timestamp,
     /// Its place in the order of all commits.
     pub seq: u64,
+}
+
+/// A text that tells of a version.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Sheet {
+    Info,
+    Diff,
+    Log,
+    Tests,
+}
+
+/// A drawing of all versions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Drawing {
+    Dot,
+    Svg,
+    Json,
+}
+
+/// A text that is made when it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Page {
+    /// Of a version, living or not.
+    Version(Id, Sheet),
+    Graph(Drawing),
 }
 
 /// Why something could not be read.
@@ -59,6 +85,10 @@ pub trait Source: Send + Sync + 'static {
     fn stored_bytes(&self, id: &Id) -> Result<Arc<Vec<u64>>, ReadError>;
     /// The version's parents, `model@version`, separated by spaces.
     fn parents_text(&self, id: &Id) -> Result<String, ReadError>;
+    /// All versions ever, without what they cost, and their edges. The same value until something changes.
+    fn graph(&self) -> Result<Arc<Graph>, ReadError>;
+    /// What a page says now.
+    fn page(&self, page: &Page) -> Result<Arc<str>, ReadError>;
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError>;
     /// A path on the disk that holds the store.
     fn statfs_path(&self) -> &Path;

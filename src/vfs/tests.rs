@@ -62,7 +62,7 @@ fn names<S: Source>(v: &Vfs<S>, path: &str) -> Vec<String> {
 #[test]
 fn the_tree_is_as_the_contract_draws_it() {
     let (_, v) = vfs();
-    assert_eq!(names(&v, "/"), ["models"]);
+    assert_eq!(names(&v, "/"), ["models", "lineage"]);
     assert_eq!(names(&v, "models"), ["acme--bert", "tiny"]);
     assert_eq!(names(&v, "models/acme--bert"), ["v1", "v2", "latest"]);
     assert_eq!(names(&v, "models/acme--bert/v1"), ["config.json", "empty", "sub", "void"]);

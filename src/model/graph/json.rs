@@ -29,8 +29,15 @@ fn node(n: &Node) -> Value {
 
 fn link(graph: &Graph, e: &Edge) -> Value {
     let (source, target) = (graph.nodes[e.from].id, graph.nodes[e.to].id);
-    match e.kind {
+    let mut link = match e.kind {
         Kind::Version => json!({"source": source, "target": target, "kind": "version"}),
         Kind::Provenance(r) => json!({"source": source, "target": target, "kind": "provenance", "relation": r}),
+    };
+    if e.guess {
+        link["guess"] = Value::Bool(true);
     }
+    if let Some(c) = e.coefficient {
+        link["coefficient"] = json!(c);
+    }
+    link
 }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::id::Id;
-use super::record::Relation;
+use super::record::{Real, Relation};
 
 /// A version as drawings show it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -85,6 +85,19 @@ pub struct Edge {
     /// The newer.
     pub to: usize,
     pub kind: Kind,
+    /// Found by content alone: which of the two is the newer, nothing tells but the order of imports.
+    #[serde(default)]
+    pub guess: bool,
+    /// The older's share in a merge.
+    #[serde(default)]
+    pub coefficient: Option<Real>,
+}
+
+impl Edge {
+    /// One that somebody named.
+    pub fn new(from: usize, to: usize, kind: Kind) -> Edge {
+        Edge { from, to, kind, guess: false, coefficient: None }
+    }
 }
 
 /// Versions in commit order and their edges; those that lead to one node in the order of its parents.
@@ -114,7 +127,7 @@ impl Graph {
             nodes.push(node.clone());
         }
         let find = |n: usize| place.get(n).copied().flatten();
-        let edge = |e: &Edge| Some(Edge { from: find(e.from)?, to: find(e.to)?, kind: e.kind });
+        let edge = |e: &Edge| Some(Edge { from: find(e.from)?, to: find(e.to)?, ..*e });
         Graph { nodes, edges: self.edges.iter().filter_map(edge).collect() }
     }
 

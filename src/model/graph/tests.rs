@@ -28,7 +28,7 @@ fn graph(count: usize, edges: &[(usize, usize)]) -> Graph {
         12 => Kind::Version,
         r => Kind::Provenance(Relation::ALL[r]),
     };
-    let edge = |(i, &(from, to)): (usize, &(usize, usize))| Edge { from, to, kind: kind(i) };
+    let edge = |(i, &(from, to)): (usize, &(usize, usize))| Edge::new(from, to, kind(i));
     Graph { nodes: (0..count).map(node).collect(), edges: edges.iter().enumerate().map(edge).collect() }
 }
 

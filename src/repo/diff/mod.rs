@@ -7,6 +7,7 @@
 
 pub mod measure;
 pub mod moments;
+pub mod outline;
 pub mod pairing;
 pub mod side;
 pub mod text;
@@ -121,18 +122,7 @@ pub fn pair(a: &Side, b: &Side) -> Result<Pairing, RepoError> {
 
 /// What differs from `a` to `b`. `lines`: with text diffs of the files. `done`: bytes that `progress` has counted already.
 pub fn compare(a: &Side, b: &Side, lines: bool, done: u64, progress: &dyn Progress) -> Result<Report, RepoError> {
-    let pairing = pair(a, b)?;
-    let tensors = |&(x, y): &(usize, usize)| (&a.tensors[x], &b.tensors[y]);
-    let mut report = Report {
-        added: pairing.added.iter().map(|&y| info(&b.tensors[y])).collect(),
-        removed: pairing.removed.iter().map(|&x| info(&a.tensors[x])).collect(),
-        reshaped: vec![],
-        renamed: vec![],
-        unchanged: vec![],
-        changed: vec![],
-        files: vec![],
-    };
-    let pairs: Vec<(&Tensor, &Tensor)> = pairing.pairs.iter().map(tensors).collect();
+    let (mut report, pairs) = unpaired(a, b, &pair(a, b)?);
     let differ: Vec<_> = pairs.iter().filter(|(x, y)| x.id != y.id).map(|(x, y)| Compared::new(x, y)).collect();
     let compared: Vec<Compared> = differ.iter().flatten().copied().collect();
     progress.expect(done + compared.iter().map(Compared::bytes).sum::<u64>());
@@ -142,8 +132,32 @@ pub fn compare(a: &Side, b: &Side, lines: bool, done: u64, progress: &dyn Progre
         let metrics = if x.id == y.id { None } else { metrics.next().flatten() };
         report.put(x, y, metrics);
     }
-    report.files = files(a, b, report.same_tensors(), lines)?;
+    report.files = files(a, b, report.same_tensors(), if lines { text::MAX_TEXT } else { 0 })?;
     Ok(report)
+}
+
+/// As [`compare`], without reading a tensor: which ones changed their ids tell, how much does not show. Files of up to
+/// `max_text` bytes are compared line by line.
+pub fn structure(a: &Side, b: &Side, max_text: u64) -> Result<Report, RepoError> {
+    let pairing = pairing::pair(&a.tensors, &b.tensors, &mut |_, _| Ok(None))?;
+    let (mut report, pairs) = unpaired(a, b, &pairing);
+    pairs.iter().for_each(|(x, y)| report.put(x, y, None));
+    report.files = files(a, b, report.same_tensors(), max_text)?;
+    Ok(report)
+}
+
+/// A report of what has no partner, and the pairs that are still to be put in.
+fn unpaired<'t>(a: &'t Side, b: &'t Side, pairing: &Pairing) -> (Report, Vec<(&'t Tensor, &'t Tensor)>) {
+    let report = Report {
+        added: pairing.added.iter().map(|&y| info(&b.tensors[y])).collect(),
+        removed: pairing.removed.iter().map(|&x| info(&a.tensors[x])).collect(),
+        reshaped: vec![],
+        renamed: vec![],
+        unchanged: vec![],
+        changed: vec![],
+        files: vec![],
+    };
+    (report, pairing.pairs.iter().map(|&(x, y)| (&a.tensors[x], &b.tensors[y])).collect())
 }
 
 impl Report {
@@ -171,8 +185,9 @@ fn info(t: &Tensor) -> TensorInfo {
 }
 
 /// What became of the files, by path. The tensors tell what is in safetensors files, so these are left out unless no tensor
-/// tells anything; and there are no files to speak of around a lone one.
-fn files(a: &Side, b: &Side, same_tensors: bool, lines: bool) -> Result<Vec<FileChange>, RepoError> {
+/// tells anything; and there are no files to speak of around a lone one. Those of up to `max_text` bytes are compared line by
+/// line; 0: none.
+fn files(a: &Side, b: &Side, same_tensors: bool, max_text: u64) -> Result<Vec<FileChange>, RepoError> {
     if a.lone || b.lone {
         return Ok(vec![]);
     }
@@ -182,7 +197,9 @@ fn files(a: &Side, b: &Side, same_tensors: bool, lines: bool) -> Result<Vec<File
     for path in paths(a).union(&paths(b)) {
         let (change, lines) = match (a.file(path), b.file(path)) {
             (Some(x), Some(y)) if x.digest == y.digest => continue,
-            (Some(x), Some(y)) => (Change::Changed, if lines { text::file_lines(x, y)? } else { vec![] }),
+            (Some(x), Some(y)) => {
+                (Change::Changed, if max_text > 0 { text::file_lines(x, y, max_text)? } else { vec![] })
+            }
             (None, _) => (Change::Added, vec![]),
             (_, None) => (Change::Removed, vec![]),
         };

@@ -114,25 +114,28 @@ impl<'t> Work<'t> {
             self.apply(rule, &|_, _| true);
         }
         let (names_a, names_b) = (names(self.a), names(self.b));
-        let is_new = |x: &Tensor, y: &Tensor| !names_b.contains(x.name.as_str()) && !names_a.contains(y.name.as_str());
+        let is_new = |t: &Tensor, other_side: &HashSet<&str>| !other_side.contains(t.name.as_str());
+        let new_a = |x: usize| is_new(&self.a[x], &names_b);
+        let new_b = |y: usize| is_new(&self.b[y], &names_a);
         let most = 4.max(self.free_a().len().min(self.free_b().len()) / 2);
-        for (rule, votes) in self.rules_by_name(&is_new) {
+        for (rule, votes) in self.rules_by_name(&new_a, &new_b) {
             if rule.0.is_empty() || rule.1.is_empty() || votes >= most {
-                self.apply(rule, &|x, y| is_new(x, y) && (votes > 1 || x.shape == y.shape));
+                let new = |x: &Tensor, y: &Tensor| is_new(x, &names_b) && is_new(y, &names_a);
+                self.apply(rule, &|x, y| new(x, y) && (votes > 1 || x.shape == y.shape));
             }
         }
     }
 
     /// What most names that are new on their side have in place of what.
-    fn rules_by_name(&self, is_new: &dyn Fn(&Tensor, &Tensor) -> bool) -> Vec<(Rule<'t>, usize)> {
+    fn rules_by_name(&self, new_a: &dyn Fn(usize) -> bool, new_b: &dyn Fn(usize) -> bool) -> Vec<(Rule<'t>, usize)> {
         let mut tails: HashMap<&str, Vec<usize>> = HashMap::new();
-        for y in self.free_b() {
+        for y in self.free_b().into_iter().filter(|&y| new_b(y)) {
             tails_of(&self.b[y].name).for_each(|t| tails.entry(t).or_default().push(y));
         }
         let mut found = vec![];
-        for x in self.free_a() {
+        for x in self.free_a().into_iter().filter(|&x| new_a(x)) {
             let x = &self.a[x];
-            let fits = |y: &&usize| x.shape == self.b[**y].shape && is_new(x, &self.b[**y]);
+            let fits = |y: &&usize| x.shape == self.b[**y].shape;
             // The longest common end; the shortest, `weight`, many have.
             let same = tails_of(&x.name).find_map(|t| tails.get(t)?.iter().find(fits));
             found.extend(same.map(|&y| rule(&x.name, &self.b[y].name)));

@@ -14,23 +14,23 @@ use super::{Change, FileChange, Report, TensorInfo};
 use crate::model::name::printable;
 
 /// Larger files are not shown line by line.
-const MAX_TEXT: u64 = 1 << 20;
+pub const MAX_TEXT: u64 = 1 << 20;
 /// How long a diff may be looked for before a longer one will do.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// One row: a tensor that is not the same on both sides.
-struct Row<'r> {
-    tensor: &'r TensorInfo,
-    what: &'static str,
+pub(super) struct Row<'r> {
+    pub tensor: &'r TensorInfo,
+    pub what: &'static str,
     metrics: Option<Metrics>,
-    was: String,
+    pub was: String,
 }
 
 /// One line: `103 tensors: 98 changed, 3 renamed, 2 added; 2 files changed`.
 pub fn summary(report: &Report) -> String {
     let rows = rows(report);
     let renamed = report.changed.iter().filter(|c| c.from.as_ref().is_some_and(|f| f.name != c.to.name)).count();
-    let mut parts = counts(&rows);
+    let mut parts = counts(&rows.iter().collect::<Vec<_>>());
     if renamed > 0 {
         parts[0] += &format!(" ({renamed} of them under another name)");
     }
@@ -65,7 +65,7 @@ fn file_counts(files: &[FileChange]) -> Vec<String> {
 }
 
 /// How many rows of each kind, in one order.
-fn counts(rows: &[Row]) -> Vec<String> {
+pub(super) fn counts(rows: &[&Row]) -> Vec<String> {
     let of = |what: &str| rows.iter().filter(|r| r.what == what).count();
     let kinds = ["changed", "renamed", "reshaped", "added", "removed"].map(|w| (w, of(w)));
     kinds.iter().filter(|k| k.1 > 0).map(|(what, n)| format!("{n} {what}")).collect()
@@ -82,6 +82,13 @@ pub fn render(report: &Report, stat: bool) -> Vec<String> {
     if !report.files.is_empty() {
         lines.push(String::new());
     }
+    lines.extend(file_changes(report, stat));
+    lines
+}
+
+/// What became of each file; but with `stat`, its lines.
+pub(super) fn file_changes(report: &Report, stat: bool) -> Vec<String> {
+    let mut lines = vec![];
     for FileChange { path, change, lines: text } in &report.files {
         lines.push(format!("{} {}", change.as_str(), printable(path)));
         lines.extend(text.iter().filter(|_| !stat).cloned());
@@ -94,9 +101,22 @@ fn tensor_table(report: &Report, stat: bool) -> Vec<String> {
     if rows.is_empty() {
         return vec![];
     }
+    let heads = ["TENSOR", "", "", ">CHANGED", ">REL L2", ">MAX ABS", ">COSINE", ">ZEROS", ""];
+    let mut cells = vec![heads.map(str::to_owned).to_vec()];
+    for (group, rows) in &groups(&rows) {
+        cells.push(group_cells(group, rows));
+        if !stat {
+            cells.extend(rows.iter().map(|r| tensor_cells(r)));
+        }
+    }
+    align(&cells)
+}
+
+/// The rows of each layer, in the order of their first.
+pub(super) fn groups<'a, 'r>(rows: &'a [Row<'r>]) -> Vec<(String, Vec<&'a Row<'r>>)> {
     let mut order: Vec<(String, Vec<&Row>)> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    for row in &rows {
+    for row in rows {
         let group = group(&row.tensor.name);
         let at = *places.entry(group.clone()).or_insert_with(|| {
             order.push((group, vec![]));
@@ -104,15 +124,7 @@ fn tensor_table(report: &Report, stat: bool) -> Vec<String> {
         });
         order[at].1.push(row);
     }
-    let heads = ["TENSOR", "", "", ">CHANGED", ">REL L2", ">MAX ABS", ">COSINE", ">ZEROS", ""];
-    let mut cells = vec![heads.map(str::to_owned).to_vec()];
-    for (group, rows) in &order {
-        cells.push(group_cells(group, rows));
-        if !stat {
-            cells.extend(rows.iter().map(|r| tensor_cells(r)));
-        }
-    }
-    align(&cells)
+    order
 }
 
 fn tensor_cells(row: &Row) -> Vec<String> {
@@ -141,11 +153,10 @@ fn group_cells(group: &str, rows: &[&Row]) -> Vec<String> {
     let changed: f64 = measured.iter().map(|m| m.0 * m.1.changed_fraction).sum();
     let most = |of: fn(&Metrics) -> Option<f64>| measured.iter().filter_map(|m| of(&m.1)).reduce(f64::max);
     let least = measured.iter().filter_map(|m| m.1.cosine).reduce(f64::min);
-    let owned: Vec<Row> = rows.iter().map(|r| Row { was: String::new(), ..**r }).collect();
     vec![
         printable(group),
         String::new(),
-        counts(&owned).join(", "),
+        counts(rows).join(", "),
         if measured.is_empty() { String::new() } else { percent(changed / total.max(1.0)) },
         figure(most(|m| m.rel_l2)),
         figure(most(|m| m.max_abs)),
@@ -175,7 +186,7 @@ fn cosine(v: Option<f64>) -> String {
 }
 
 /// In the natural order of the names, so that layer 10 comes after layer 9.
-fn rows(report: &Report) -> Vec<Row<'_>> {
+pub(super) fn rows(report: &Report) -> Vec<Row<'_>> {
     let row = |tensor, what, metrics, was| Row { tensor, what, metrics, was };
     let mut rows: Vec<Row> = Vec::new();
     let mut in_changed = BTreeSet::new();
@@ -216,7 +227,7 @@ fn group(name: &str) -> String {
 }
 
 /// Columns in line, those whose head starts with '>' to the right.
-fn align(rows: &[Vec<String>]) -> Vec<String> {
+pub(super) fn align(rows: &[Vec<String>]) -> Vec<String> {
     let heads = rows[0].clone();
     let shown = |cell: &str| cell.trim_start_matches('>').to_owned();
     let width = |i: usize| rows.iter().map(|r| shown(&r[i]).chars().count()).max().unwrap_or(0);
@@ -229,10 +240,10 @@ fn align(rows: &[Vec<String>]) -> Vec<String> {
     rows.iter().map(|r| line(r).trim_end().to_owned()).collect()
 }
 
-/// The unified diff of two files, or one line that says why there is none.
-pub fn file_lines(a: &SideFile, b: &SideFile) -> Result<Vec<String>, RepoError> {
+/// The unified diff of two files of at most `most` bytes, or one line that says why there is none.
+pub fn file_lines(a: &SideFile, b: &SideFile, most: u64) -> Result<Vec<String>, RepoError> {
     let text = |f: &SideFile| -> Result<Option<String>, RepoError> {
-        if f.bytes > MAX_TEXT {
+        if f.bytes > most {
             return Ok(None);
         }
         let mut bytes = vec![0; f.bytes as usize];
@@ -241,9 +252,14 @@ pub fn file_lines(a: &SideFile, b: &SideFile) -> Result<Vec<String>, RepoError> 
     };
     Ok(match (text(a)?, text(b)?) {
         (Some(x), Some(y)) => unified(&a.path, &x, &y),
-        _ if a.bytes.max(b.bytes) > MAX_TEXT => vec!["files of more than 1 MiB differ".to_owned()],
+        _ if a.bytes.max(b.bytes) > most => vec![format!("files of more than {} differ", binary_size(most))],
         _ => vec!["binary files differ".to_owned()],
     })
+}
+
+/// `1 MiB`, `64 KiB`.
+fn binary_size(bytes: u64) -> String {
+    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
 }
 
 fn unified(path: &str, a: &str, b: &str) -> Vec<String> {

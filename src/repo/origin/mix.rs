@@ -136,7 +136,8 @@ fn columns(near: &[&&Trial], mine: &[Weights]) -> Option<Columns> {
     let step = all.div_ceil(FITTED).max(1) | 1;
     let picked = |w: &Weights| w.values.iter().step_by(step).map(|v| *v as f64).collect::<Vec<f64>>();
     let of = |t: &&&Trial| -> Vec<f64> {
-        let window = |&i: &usize| if let Match::Like(theirs) = &t.matches[i] { picked(theirs) } else { picked(&mine[i]) };
+        let window =
+            |&i: &usize| if let Match::Like(theirs) = &t.matches[i] { picked(theirs) } else { picked(&mine[i]) };
         rows.iter().flat_map(window).collect()
     };
     let mut values: Vec<Vec<f64>> = near.iter().map(of).collect();

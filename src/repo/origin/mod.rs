@@ -95,7 +95,8 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
     let lanes = crate::store::sketches::lanes(side.tensors.iter().map(|t| &t.id));
     let hits = search::search(&versions, &lanes, &searched);
     let hints = hint::hints(new.files);
-    let mut finder = Finder { repo, ask, new, side, mine, searched, versions, hits, asked: Vec::new(), trials: Vec::new() };
+    let mut finder =
+        Finder { repo, ask, new, side, mine, searched, versions, hits, asked: Vec::new(), trials: Vec::new() };
     let mut found = finder.find(&hints)?;
     found.origin.hints = hints.into_iter().map(|h| h.text).collect();
     Ok(found)
@@ -356,7 +357,8 @@ impl Finder<'_> {
     fn reversed(&mut self) -> Result<Vec<Move>, RepoError> {
         let kin = self.trials.iter().filter(|t| is_kin(t));
         let of = |t: &Trial| Some((t.head.id, backwards(t, &self.mine)?, t.distance_back(), t.distance()));
-        let found: Vec<_> = kin.filter_map(of).filter(|(_, _, back, there)| *back < 0.02 || 2.0 * back < *there).collect();
+        let found: Vec<_> =
+            kin.filter_map(of).filter(|(_, _, back, there)| *back < 0.02 || 2.0 * back < *there).collect();
         let mut moves = Vec::new();
         for (child, relation, distance, _) in found {
             let Some(a) = self.above(&child)? else { continue };
@@ -420,8 +422,11 @@ impl Finder<'_> {
         let apart = |h: &&Hit| Some((h.id, search::apart(&self.versions[hit.seq], &self.versions[h.seq])?));
         let others = simple.iter().filter(|h| h.id != merge.id && h.id != hit.id);
         let others = others.filter(|h| !moves::is_below(h.id, &HashSet::from([hit.id, merge.id]), &ups));
-        let Some((to, far)) = others.filter_map(|h| apart(&h)).min_by(|a, b| a.1.total_cmp(&b.1)) else { return Ok(None) };
-        let edge = ParentEdge { guess: true, distance: Some(Real(far.sqrt())), ..ParentEdge::new(to, Relation::Finetune) };
+        let Some((to, far)) = others.filter_map(|h| apart(&h)).min_by(|a, b| a.1.total_cmp(&b.1)) else {
+            return Ok(None);
+        };
+        let edge =
+            ParentEdge { guess: true, distance: Some(Real(far.sqrt())), ..ParentEdge::new(to, Relation::Finetune) };
         Ok(Some(Move { child: hit.id, from: Some(from), to: vec![edge], follow: false }))
     }
 

@@ -54,7 +54,8 @@ pub struct Plan {
 /// `parents`: who may be the new version's parent, the best first. `reversed`: versions that come
 /// from the new one in any case. `ups`: what each version comes from.
 pub fn plan(nodes: &[Node], parents: &[Id], reversed: &HashSet<Id>, ups: &HashMap<Id, Vec<Id>>) -> Plan {
-    let moves = |n: &&Node| n.edge.is_some_and(|e| e.is_longer(n.near) || (e.lean && n.near <= e.apart * (1.0 + EQUAL)));
+    let moves =
+        |n: &&Node| n.edge.is_some_and(|e| e.is_longer(n.near) || (e.lean && n.near <= e.apart * (1.0 + EQUAL)));
     let mut moved: Vec<&Node> = nodes.iter().filter(|n| !reversed.contains(&n.id)).filter(moves).collect();
     let below = |id: Id, roots: &HashSet<Id>| is_below(id, roots, ups);
     let Some(best) = parents.iter().find(|p| !below(**p, reversed)) else {

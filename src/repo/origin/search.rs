@@ -8,9 +8,9 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::super::{Repo, RepoError};
 use super::super::diff::side::Side;
 use super::super::progress::Progress;
+use super::super::{Repo, RepoError};
 use super::Ask;
 use super::trial::rounded;
 use super::window::{self, Weights};
@@ -25,7 +25,11 @@ const ALIKE: usize = 4;
 const STEP: usize = 64;
 
 /// The sketches of all versions, those that were missing made now.
-pub fn index(repo: &std::sync::Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Result<Vec<VersionSketch>, RepoError> {
+pub fn index(
+    repo: &std::sync::Arc<Repo>,
+    ask: &mut dyn Ask,
+    progress: &dyn Progress,
+) -> Result<Vec<VersionSketch>, RepoError> {
     let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
     let mut ids = ask.since(file.versions.len().saturating_sub(1) as u64)?;
     let last = file.versions.last().map(|v| v.id);

@@ -322,7 +322,12 @@ mod tests {
         let old = weights(Number::F32, base());
         let cast = weights(Number::Bf16, base().iter().map(|v| rounded(Number::Bf16, *v)).collect());
         let m = measure(&cast, &old);
-        assert!(m.apart == 0.0 && m.exact == 1.0 && measure(&old, &cast).exact < 0.1 && measure(&old, &cast).exact_back == 1.0);
+        assert!(
+            m.apart == 0.0
+                && m.exact == 1.0
+                && measure(&old, &cast).exact < 0.1
+                && measure(&old, &cast).exact_back == 1.0
+        );
         let row = |i: usize| 900.0 + 100.0 * (i / 64) as f32;
         let ints = base().iter().enumerate().map(|(i, v)| (v * row(i)).round()).collect();
         assert!(measure(&weights(Number::I8, ints), &old).apart < 1e-3);

@@ -118,7 +118,10 @@ pub fn compared(side: &Side) -> Vec<Weights> {
 
 /// Windows of all matrices of the kinds that are sketched: among them are those that the search looks for.
 pub fn searched(side: &Side) -> Vec<Weights> {
-    read(side, large(side).into_iter().flat_map(|(_, places)| spread(&places, places.len().min(MAX_SEARCHED))).collect())
+    read(
+        side,
+        large(side).into_iter().flat_map(|(_, places)| spread(&places, places.len().min(MAX_SEARCHED))).collect(),
+    )
 }
 
 /// The kinds that are not small.
