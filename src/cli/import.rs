@@ -252,6 +252,7 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let prepared = prepare(&turn.repo, &spec, &hashed, &bar)?;
     bar.done();
     let prepared = publish(turn, prepared, &place.moves, name.version.is_none())?;
+    origin::remember(&turn.repo.clone(), turn, &bar);
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;

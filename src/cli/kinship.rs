@@ -31,7 +31,7 @@ use crate::repo::{Head, Repo};
 Each model, and the base, is MODEL[@VERSION], or a path: what exists and contains a '/' or starts with a '.'.")]
 pub struct Args {
     /// Two models; with --matrix two or more
-    #[arg(value_parser = side::target, required = true, num_args = 2.., value_name = "MODEL")]
+    #[arg(value_parser = side::target, required_unless_present = "suggest", value_name = "MODEL")]
     models: Vec<Target>,
     /// What both come from
     #[arg(long, value_parser = side::target, value_name = "MODEL")]
@@ -39,6 +39,10 @@ pub struct Args {
     /// Compare every two of the models
     #[arg(long)]
     matrix: bool,
+    /// Propose the N pairs to merge that are least alike, of these models, or else of the newest versions of all models
+    /// that have a common ancestor (at most 16)
+    #[arg(long, value_name = "N", conflicts_with = "matrix")]
+    suggest: Option<usize>,
     /// Draw the table as a heat map, too
     #[arg(long, requires = "matrix", value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -52,23 +56,85 @@ struct Pair {
 }
 
 pub fn run(g: &Global, args: &Args) -> Result<ExitCode> {
-    if !args.matrix && args.models.len() != 2 {
+    let right = match (args.matrix, args.suggest) {
+        (false, None) => args.models.len() == 2,
+        (_, Some(_)) => args.models.len() != 1,
+        _ => args.models.len() > 1,
+    };
+    if !right {
         let why = "kinship is of two models; give --matrix to compare every two of more";
         Cli::command().error(ErrorKind::WrongNumberOfValues, why).exit();
     }
     let (repo, mut session) = g.session()?;
-    let models = args.models.iter().map(|m| side::find(&mut session, m)).collect::<Result<Vec<_>>>()?;
-    let pairs = pairs(&mut session, &models, args.base.as_ref())?;
+    let models = match args.models.is_empty() {
+        true => newest(&mut session)?,
+        false => args.models.iter().map(|m| side::find(&mut session, m)).collect::<Result<Vec<_>>>()?,
+    };
+    let pairs = match args.suggest {
+        Some(_) => kin_pairs(&mut session, &models, args.base.as_ref())?,
+        None => pairs(&mut session, &models, args.base.as_ref())?,
+    };
     drop(session);
     let mut found = Vec::new();
     for pair in &pairs {
         found.push(measure(&repo, &models, pair)?);
     }
-    match args.matrix {
-        true => report_matrix(g, args, &models, &pairs, &found)?,
-        false => report_pair(g, &models, &pairs[0], &found[0])?,
+    match (args.matrix, args.suggest) {
+        (_, Some(n)) => report_suggested(g, n, &models, &pairs, &found)?,
+        (true, _) => report_matrix(g, args, &models, &pairs, &found)?,
+        (false, _) => report_pair(g, &models, &pairs[0], &found[0])?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Models whose pairs are compared without being named: their number squared is read.
+const MAX_SUGGESTED: usize = 16;
+
+/// The newest version of every model that comes from something.
+fn newest(session: &mut Session) -> Result<Vec<Found>> {
+    let mut details = ask!(session, Request::History(None), Response::Details(d) => d)?;
+    let mut seen = std::collections::HashSet::new();
+    details.retain(|d| seen.insert(d.head.model.clone()));
+    let derived = details.into_iter().filter(|d| !d.parents.is_empty() || d.previous.is_some());
+    let found: Vec<Found> = derived.map(|d| Found::Head(d.head)).collect();
+    anyhow::ensure!(found.len() > 1, "there are no two models here that come from something");
+    let many = found.len() > MAX_SUGGESTED;
+    anyhow::ensure!(!many, "{} models have parents; name up to {MAX_SUGGESTED} of them to compare", found.len());
+    Ok(found)
+}
+
+/// Every two that have something in common that is neither of them.
+fn kin_pairs(session: &mut Session, models: &[Found], base: Option<&Target>) -> Result<Vec<Pair>> {
+    let mut out = Vec::new();
+    for a in 0..models.len() {
+        for b in a + 1..models.len() {
+            let base = match base {
+                Some(target) => side::find(session, target)?,
+                None => match common_ancestor(session, &models[a], &models[b]) {
+                    Ok(head) => Found::Head(head),
+                    Err(_) => continue,
+                },
+            };
+            out.push(Pair { a, b, base });
+        }
+    }
+    anyhow::ensure!(!out.is_empty(), "no two of these have a common ancestor here; name one with --base");
+    Ok(out)
+}
+
+/// The pairs of least kinship: those have the most to give each other. One without an angle is no proposal.
+fn report_suggested(g: &Global, n: usize, models: &[Found], pairs: &[Pair], found: &[Kinship]) -> Result<()> {
+    let mut best: Vec<(&Pair, &Kinship)> = pairs.iter().zip(found).filter(|(_, k)| k.cosine.is_some()).collect();
+    best.sort_by(|x, y| x.1.cosine.partial_cmp(&y.1.cosine).unwrap_or(std::cmp::Ordering::Equal));
+    best.truncate(n);
+    if g.json {
+        let each: Vec<_> = best.iter().map(|(p, k)| as_json(models, p, k)).collect();
+        return Ok(out::print_json(&json!({"pairs": each}))?);
+    }
+    let row =
+        |(p, k): &(&Pair, &Kinship)| vec![models[p.a].label(), models[p.b].label(), figure(k.cosine), p.base.label()];
+    let rows: Vec<Vec<String>> = best.iter().map(row).collect();
+    Ok(out::print_lines(out::table(&["MODEL", "WITH", ">COSINE", "BASE"], &rows))?)
 }
 
 fn pairs(session: &mut Session, models: &[Found], base: Option<&Target>) -> Result<Vec<Pair>> {

@@ -10,6 +10,7 @@ use super::RepoError;
 pub struct Space {
     /// All of the directory less drafts.
     pub stored: u64,
+    /// The packs, without the sketches beside them.
     pub packs: u64,
     pub catalog: u64,
     pub drafts: u64,
@@ -17,9 +18,10 @@ pub struct Space {
 
 pub fn of(dir: &Path) -> Result<Space, RepoError> {
     let drafts = below(&dir.join("drafts"))?;
+    let sketches = files(&dir.join(crate::store::root::SKETCHES))?;
     Ok(Space {
         stored: below(dir)?.saturating_sub(drafts),
-        packs: files(&dir.join("packs"))?,
+        packs: files(&dir.join("packs"))?.saturating_sub(sketches),
         catalog: below(&dir.join("catalog"))?,
         drafts: files(&dir.join("drafts"))?,
     })

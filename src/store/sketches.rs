@@ -90,6 +90,10 @@ pub struct SketchFile {
 }
 
 impl SketchFile {
+    pub fn exists(disk: &Arc<dyn Disk>, root: &Path) -> bool {
+        disk.exists(&root.join(SKETCHES)).unwrap_or(false)
+    }
+
     /// Below the repository at `root`; made if it is not there. Waits for another process that has it.
     pub fn open(disk: &Arc<dyn Disk>, root: &Path) -> Result<SketchFile> {
         let path = root.join(SKETCHES);

@@ -102,6 +102,13 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
     Ok(found)
 }
 
+/// Sketches what was committed, so that no later search has to.
+pub fn remember(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) {
+    if let Err(e) = search::index(repo, ask, progress) {
+        log::warn!("the sketches are not up to date: {e}");
+    }
+}
+
 /// The relations and coefficients of parents that were named.
 pub fn told(repo: &Arc<Repo>, new: &New, parents: &[Head]) -> Result<Vec<ParentEdge>, RepoError> {
     let side = Side::of_hashed(new.files)?;
@@ -422,9 +429,13 @@ impl Finder<'_> {
         let apart = |h: &&Hit| Some((h.id, search::apart(&self.versions[hit.seq], &self.versions[h.seq])?));
         let others = simple.iter().filter(|h| h.id != merge.id && h.id != hit.id);
         let others = others.filter(|h| !moves::is_below(h.id, &HashSet::from([hit.id, merge.id]), &ups));
-        let Some((to, far)) = others.filter_map(|h| apart(&h)).min_by(|a, b| a.1.total_cmp(&b.1)) else {
-            return Ok(None);
-        };
+        let mut others: Vec<(Id, f64)> = others.filter_map(|h| apart(&h)).collect();
+        others.sort_by(|a, b| a.1.total_cmp(&b.1));
+        // Of those equally near, the one with the fewest tensors: a base without a head.
+        let side = |id: &Id| self.repo.record(id).and_then(|r| Side::of_version(self.repo, &r));
+        let tensors = |o: &&(Id, f64)| side(&o.0).map_or(usize::MAX, |s| s.tensors.len());
+        let nearest = others.iter().take_while(|o| o.1 <= others[0].1 * (1.0 + moves::EQUAL));
+        let Some(&(to, far)) = nearest.min_by_key(tensors) else { return Ok(None) };
         let edge =
             ParentEdge { guess: true, distance: Some(Real(far.sqrt())), ..ParentEdge::new(to, Relation::Finetune) };
         Ok(Some(Move { child: hit.id, from: Some(from), to: vec![edge], follow: false }))

@@ -30,6 +30,9 @@ pub fn index(
     ask: &mut dyn Ask,
     progress: &dyn Progress,
 ) -> Result<Vec<VersionSketch>, RepoError> {
+    if !SketchFile::exists(&repo.disk, &repo.dir) && ask.since(0)?.is_empty() {
+        return Ok(vec![]);
+    }
     let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
     let mut ids = ask.since(file.versions.len().saturating_sub(1) as u64)?;
     let last = file.versions.last().map(|v| v.id);
