@@ -219,8 +219,8 @@ fn parents_that_come_later_take_their_place() {
     f.import("average", &mixed(&[(&tunes[1], 0.5), (&tunes[2], 0.5)]));
     f.import("half", &cast(&tunes[3]));
     f.import("base", &base);
-    assert_eq!(f.parents("t1"), [("base".to_owned(), "finetune".to_owned())]);
     f.import("t2", &tunes[2]);
+    assert_eq!(f.parents("t1"), [("base".to_owned(), "finetune".to_owned())]);
     let merged = f.parents("average");
     assert!(["t1", "t2"].iter().all(|t| merged.contains(&(t.to_string(), "merge".to_owned()))), "{merged:?}");
     f.import("t3", &tunes[3]);

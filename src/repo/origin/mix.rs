@@ -73,6 +73,7 @@ pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: 
     let mut found = fit_coefficients(&columns, EXACT).unwrap_or_default();
     found.retain(|(_, c)| c.abs() >= LEAST);
     let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
+    let takes_part = takes_part && left(&columns, &found) <= EXACT * left(&columns, &[(0, 1.0)]);
     match takes_part && is_plausible(&found) {
         true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
         false => vec![],
@@ -111,13 +112,20 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     }
     let mut found = fit_coefficients(&columns.values, 0.7)?;
     found.retain(|(_, c)| c.abs() >= LEAST);
-    let left = rms(&|i| x[i] - found.iter().map(|(m, c)| c * columns.values[*m][i]).sum::<f64>());
+    let left = left(&columns.values, &found);
     let explained = left <= LEFT * nearest || left <= ROUNDINGS * noise;
     if !explained || !is_plausible(&found) {
         return None;
     }
     let members = found.iter().map(|&(i, c)| (near[i].head.id, c)).collect();
     Some(Mix { members, distance: left / size })
+}
+
+/// Root of the summed squares that a mix of the columns leaves of the last one.
+fn left(columns: &[Vec<f64>], mix: &[(usize, f64)]) -> f64 {
+    let target = columns.last().expect("a column for the target");
+    let value = |i: usize| target[i] - mix.iter().map(|(m, c)| c * columns[*m][i]).sum::<f64>();
+    (0..target.len()).map(|i| value(i) * value(i)).sum::<f64>().sqrt()
 }
 
 struct Columns {
