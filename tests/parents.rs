@@ -25,12 +25,12 @@ fn changed(model: &[Tensor], mut f: impl FnMut(f32) -> f32) -> Vec<Tensor> {
 }
 
 fn tuned(model: &[Tensor], seed: u64, rate: f32) -> Vec<Tensor> {
-    let mut noise = Noise(seed * 2 + 1);
+    let mut noise = Noise(seed * 7919 + 100_001);
     changed(model, |v| v + noise.normal() * rate)
 }
 
 fn with_head(mut model: Vec<Tensor>, seed: u64, classes: u64) -> Vec<Tensor> {
-    let mut noise = Noise(seed * 2 + 1);
+    let mut noise = Noise(seed * 7919 + 100_001);
     let values: Vec<f32> = (0..classes * 384).map(|_| noise.normal() * 0.02).collect();
     model.push(Tensor::f32("classifier.weight", &[classes, 384], values.into_iter()));
     model
@@ -174,14 +174,14 @@ fn what_is_done_to_a_whole_model() {
     f.expect("half", &cast(&tune), &["tune"], "cast");
     f.expect("low", &int8(&tune), &["tune"], "quantize");
     let mut noise = Noise(77);
-    let mut adapted: Vec<Tensor> = tune.iter().map(same).collect();
+    let mut adapted: Vec<Tensor> = base.iter().map(same).collect();
     for t in &mut adapted[..3] {
         let [b, a]: [Vec<f32>; 2] = [128 * 4, 4 * 384].map(|n| (0..n).map(|_| noise.normal()).collect());
         let delta = |at: usize| (0..4).map(|k| b[at / 384 * 4 + k] * a[k * 384 + at % 384]).sum::<f32>();
         let values: Vec<f32> = floats(t).iter().enumerate().map(|(at, w)| w + 1e-3 * delta(at)).collect();
         *t = Tensor::f32(&t.name, &t.shape, values.into_iter());
     }
-    f.expect("adapted", &adapted, &["tune"], "adapter");
+    f.expect("adapted", &adapted, &["base"], "adapter");
     let renamed = tune.iter().map(|t| Tensor { name: format!("model.{}", t.name), ..same(t) }).collect::<Vec<_>>();
     f.expect("renamed", &renamed, &["tune"], "rename");
     let rows = floats(&tune[0]).into_iter().chain((0..8 * 384).map(|_| noise.normal() * 0.05)).collect::<Vec<_>>();
