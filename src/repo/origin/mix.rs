@@ -15,6 +15,8 @@ use crate::store::sketches::VersionSketch;
 
 /// Most versions that are asked whether they took part.
 pub const MAX_MEMBERS: usize = 64;
+/// The same where stored versions are asked whether they are mixes.
+const MAX_OTHERS: usize = 32;
 /// Share of the distance (RMS) that the mix of whole windows may leave.
 const LEFT: f64 = 0.2;
 /// The same of a mix that is told from sketches alone.
@@ -22,7 +24,7 @@ const EXACT: f64 = 0.01;
 /// A member's least coefficient.
 const LEAST: f64 = 0.01;
 /// Values that take part in the fit of windows.
-const FITTED: usize = 1 << 16;
+const FITTED: usize = 1 << 14;
 /// Roundings that a mix's arithmetic may have made.
 const ROUNDINGS: f64 = 3.0;
 
@@ -49,6 +51,9 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
     if all.len() < 2 || columns.iter().any(|c| c.len() != columns[0].len()) {
         return vec![];
     }
+    if !lies_within(&columns, 0.7) {
+        return vec![];
+    }
     let found = fit_coefficients(&columns, 0.7).unwrap_or_default();
     found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
 }
@@ -58,7 +63,7 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
 pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<(Option<Id>, f64)> {
     let place = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
     let rows: Vec<usize> = common_rows(hits, mine.len()).into_iter().filter(|r| place(target, *r).is_some()).collect();
-    let others: Vec<&Hit> = hits.iter().take(MAX_MEMBERS).filter(|h| h.id != target.id).collect();
+    let others: Vec<&Hit> = hits.iter().take(MAX_OTHERS).filter(|h| h.id != target.id).collect();
     let others: Vec<&Hit> = others.into_iter().filter(|h| rows.iter().all(|r| place(h, *r).is_some())).collect();
     let stored = |hit: &Hit| -> Vec<f64> {
         let sketch = |r: &usize| &versions[hit.seq].tensors[place(hit, *r).expect("it has them all")];
@@ -68,6 +73,9 @@ pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: 
     let columns: Vec<Vec<f64>> =
         std::iter::once(new).chain(others.iter().map(|h| stored(h))).chain([stored(target)]).collect();
     if rows.is_empty() || columns.iter().any(|c| c.len() != columns[0].len()) {
+        return vec![];
+    }
+    if !lies_within(&columns, EXACT) {
         return vec![];
     }
     let mut found = fit_coefficients(&columns, EXACT).unwrap_or_default();
@@ -110,6 +118,9 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     if nearest <= 2.0 * noise || size == 0.0 {
         return None; // One version explains it.
     }
+    if !lies_within(&columns.values, 0.7) {
+        return None;
+    }
     let mut found = fit_coefficients(&columns.values, 0.7)?;
     found.retain(|(_, c)| c.abs() >= LEAST);
     let left = left(&columns.values, &found);
@@ -119,6 +130,34 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     }
     let members = found.iter().map(|&(i, c)| (near[i].head.id, c)).collect();
     Some(Mix { members, distance: left / size })
+}
+
+/// Is at most this share of the distance between the last column and the first outside of what the others span around
+/// the first? (Gram-Schmidt, modified: far cheaper than a fit that comes to nothing.)
+fn lies_within(columns: &[Vec<f64>], share: f64) -> bool {
+    let [first, others @ .., target] = columns else { return false };
+    let less_first = |c: &Vec<f64>| -> Vec<f64> { c.iter().zip(first).map(|(a, b)| a - b).collect() };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let mut left = less_first(target);
+    let start = dot(&left, &left);
+    let mut basis: Vec<Vec<f64>> = Vec::new();
+    for c in others {
+        let mut v = less_first(c);
+        let size = dot(&v, &v);
+        for b in &basis {
+            let f = dot(&v, b);
+            v.iter_mut().zip(b).for_each(|(x, y)| *x -= f * y);
+        }
+        let norm = dot(&v, &v);
+        if norm <= 1e-10 * size {
+            continue; // Nothing new.
+        }
+        v.iter_mut().for_each(|x| *x /= norm.sqrt());
+        let f = dot(&left, &v);
+        left.iter_mut().zip(&v).for_each(|(x, y)| *x -= f * y);
+        basis.push(v);
+    }
+    dot(&left, &left) <= share * share * start
 }
 
 /// Root of the summed squares that a mix of the columns leaves of the last one.
@@ -172,6 +211,6 @@ fn step_of(number: Number, v: f64) -> f64 {
 /// Do the names speak of federated learning?
 pub fn is_federated(heads: &[&str], members: &[&Head]) -> bool {
     let names = heads.iter().map(|n| n.to_lowercase()).chain(members.iter().map(|h| h.model.as_str().to_lowercase()));
-    let speaks = |n: String| n.contains("fed") || n.contains("client");
-    names.map(speaks).any(|s| s)
+    let mut names = names.filter(|n| n.contains("fed") || n.contains("client"));
+    names.next().is_some()
 }

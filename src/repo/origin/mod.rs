@@ -38,6 +38,8 @@ use window::Weights;
 /// Versions that are tried for their own sake, and at most with what these lead to.
 const TRIED: usize = 16;
 const MAX_TRIED: usize = 32;
+/// Near versions that are asked whether they are merges in which the new one took part.
+const MERGES: usize = 6;
 /// Differences of zeros in the sketches of versions that lie beside each other in a line of fine-tunes.
 const MISMATCHES: u32 = 96;
 /// Versions whose ancestry is asked for.
@@ -383,7 +385,7 @@ impl Finder<'_> {
     /// another parent.
     fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
         let mut moves: Vec<Move> = Vec::new();
-        for target in self.hits.clone().iter().take(TRIED) {
+        for target in self.hits.clone().iter().take(MERGES) {
             let Some(from) = self.movable(target)? else { continue };
             let simple = self.simple_hits();
             let members = mix::members_of(target, &simple, &self.versions, &self.searched);
