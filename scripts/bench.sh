@@ -8,6 +8,8 @@
 #   scripts/bench.sh read [--rounds N] [--only ROW,…] [--json] [--dir DIR] [--many N]
 # Reading through a mount beside the plain file on the same disk: cold, warm, held to 300 MB/s, mapped, loaded, at
 # random, by many at once. --help names the rows.
+#   scripts/bench.sh lineage [--only accuracy|costs] [--rounds N] [--json]
+# Parents found by content on a lineage of 123 models whose truth is known, and what a search costs.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -45,9 +47,19 @@ reading() {
     exec "$PYTHON" "$ROOT/scripts/bench_read.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
 }
 
+lineage() {
+    {
+        build_release
+        get_models
+    } >&2
+    export PYTHONDONTWRITEBYTECODE=1
+    exec "$PYTHON" "$ROOT/scripts/bench_lineage.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
+}
+
 case ${1:-} in
     codec) shift && codec "$@" ;;
     read) shift && reading "$@" ;;
+    lineage) shift && lineage "$@" ;;
 esac
 
 # Only the table, or the JSON, is for standard output.
