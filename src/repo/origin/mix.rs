@@ -51,10 +51,11 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
     if all.len() < 2 || columns.iter().any(|c| c.len() != columns[0].len()) {
         return vec![];
     }
-    if !lies_within(&columns, 0.7) {
+    // Siblings of a base that is not here halve the square by chance: their mean is that base.
+    if !lies_within(&columns, 0.5) {
         return vec![];
     }
-    let found = fit_coefficients(&columns, 0.7).unwrap_or_default();
+    let found = fit_coefficients(&columns, 0.5).unwrap_or_default();
     found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
 }
 
