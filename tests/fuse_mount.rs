@@ -85,12 +85,8 @@ fn errno<T>(result: io::Result<T>) -> Option<i32> {
 }
 
 /// Waits for what comes within a second on an idle machine (lifetimes are held by the tests without FUSE).
-fn soon(mut what: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < Duration::from_secs(20), "it does not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn soon(what: impl FnMut() -> bool) {
+    common::wait_for(Duration::from_secs(20), what);
 }
 
 #[test]

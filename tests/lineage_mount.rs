@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Bench, Mount, Tensor, safetensors};
 use serde_json::Value;
@@ -56,12 +56,8 @@ fn lineage(m: &Mount) -> PathBuf {
 }
 
 /// Waits for what comes within a second on an idle machine.
-fn soon(mut what: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < Duration::from_secs(10), "it does not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn soon(what: impl FnMut() -> bool) {
+    common::wait_for(Duration::from_secs(10), what);
 }
 
 #[test]

@@ -378,8 +378,7 @@ fn tell_import(p: &Prepared, place: &Place, seconds: f64) -> Result<()> {
     }
     lines.extend(place.previous.iter().map(|h| format!("  after {}", label(h))));
     if let Some(o) = &place.origin {
-        let sure = o.confidence.map(|c| format!(" ({:.0} % sure)", 100.0 * c.0)).unwrap_or_default();
-        lines.push(format!("  found by content{sure}: {}", o.evidence));
+        lines.push(format!("  found by content{}: {}", o.sure(), o.evidence));
         lines.extend(o.hints.iter().map(|h| format!("  claimed in {h}")));
     }
     Ok(out::print_lines(lines)?)

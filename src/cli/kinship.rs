@@ -70,10 +70,7 @@ pub fn run(g: &Global, args: &Args) -> Result<ExitCode> {
         true => newest(&mut session)?,
         false => args.models.iter().map(|m| side::find(&mut session, m)).collect::<Result<Vec<_>>>()?,
     };
-    let pairs = match args.suggest {
-        Some(_) => kin_pairs(&mut session, &models, args.base.as_ref())?,
-        None => pairs(&mut session, &models, args.base.as_ref())?,
-    };
+    let pairs = pairs(&mut session, &models, args.base.as_ref(), args.suggest.is_some())?;
     drop(session);
     let mut found = Vec::new();
     for pair in &pairs {
@@ -103,25 +100,6 @@ fn newest(session: &mut Session) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Every two that have something in common that is neither of them.
-fn kin_pairs(session: &mut Session, models: &[Found], base: Option<&Target>) -> Result<Vec<Pair>> {
-    let mut out = Vec::new();
-    for a in 0..models.len() {
-        for b in a + 1..models.len() {
-            let base = match base {
-                Some(target) => side::find(session, target)?,
-                None => match common_ancestor(session, &models[a], &models[b]) {
-                    Ok(head) => Found::Head(head),
-                    Err(_) => continue,
-                },
-            };
-            out.push(Pair { a, b, base });
-        }
-    }
-    anyhow::ensure!(!out.is_empty(), "no two of these have a common ancestor here; name one with --base");
-    Ok(out)
-}
-
 /// The pairs of least kinship: those have the most to give each other. One without an angle is no proposal.
 fn report_suggested(g: &Global, n: usize, models: &[Found], pairs: &[Pair], found: &[Kinship]) -> Result<()> {
     let mut best: Vec<(&Pair, &Kinship)> = pairs.iter().zip(found).filter(|(_, k)| k.cosine.is_some()).collect();
@@ -137,17 +115,22 @@ fn report_suggested(g: &Global, n: usize, models: &[Found], pairs: &[Pair], foun
     Ok(out::print_lines(out::table(&["MODEL", "WITH", ">COSINE", "BASE"], &rows))?)
 }
 
-fn pairs(session: &mut Session, models: &[Found], base: Option<&Target>) -> Result<Vec<Pair>> {
+/// Every two, with what they come from. Those that have nothing in common are an error, or are left out.
+fn pairs(session: &mut Session, models: &[Found], base: Option<&Target>, only_kin: bool) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     for a in 0..models.len() {
         for b in a + 1..models.len() {
             let base = match base {
                 Some(target) => side::find(session, target)?,
-                None => Found::Head(common_ancestor(session, &models[a], &models[b])?),
+                None => match common_ancestor(session, &models[a], &models[b]) {
+                    Err(_) if only_kin => continue,
+                    found => Found::Head(found?),
+                },
             };
             pairs.push(Pair { a, b, base });
         }
     }
+    anyhow::ensure!(!pairs.is_empty(), "no two of these have a common ancestor here; name one with --base");
     Ok(pairs)
 }
 

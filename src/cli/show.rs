@@ -59,8 +59,7 @@ fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
     lines.extend(d.parents.iter().map(|(p, e)| fact("parent", format!("{} ({})", name(p), manner(e)))));
     lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));
     if let Some(o) = &record.origin {
-        let sure = o.confidence.map(|c| format!(" ({:.0} % sure)", 100.0 * c.0)).unwrap_or_default();
-        lines.push(fact("origin", out::harmless(&format!("{}{sure}", o.evidence))));
+        lines.push(fact("origin", out::harmless(&format!("{}{}", o.evidence, o.sure()))));
         lines.extend(o.hints.iter().map(|h| fact("claimed", out::harmless(h))));
     }
     lines.extend(d.next.iter().map(|n| fact("next", name(n))));

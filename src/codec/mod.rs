@@ -50,7 +50,7 @@ mod tests;
 use crate::model::dtype::Elem;
 use ans::Tables;
 pub use distance::distance;
-pub use formula::{Formula, MAX_FORMULA, QuantizedFit, Sample, fit_coefficients, fit_low_rank, fit_mix};
+pub use formula::{Formula, MAX_FORMULA, QuantizedFit, Sample, fit_coefficients, fit_low_rank, fit_mix, rounded};
 use stairs::Stairs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -125,6 +125,13 @@ pub struct Origin {
     pub hints: Vec<String>,
 }
 
+impl Origin {
+    /// ` (98 % sure)`; nothing where there is no parent.
+    pub fn sure(&self) -> String {
+        self.confidence.map(|c| format!(" ({:.0} % sure)", 100.0 * c.0)).unwrap_or_default()
+    }
+}
+
 /// What stands at a path of a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

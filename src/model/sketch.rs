@@ -18,8 +18,14 @@ const FEW: u32 = 16;
 /// Fewest elements of a tensor that is sketched.
 const MIN_ELEMENTS: u64 = 64;
 
-/// The number of tensors of one kind: the same rank and the same dimensions, but for the first of several.
+/// What tensors of one kind have in common: the rank and the dimensions, but for the first of several.
 /// A vector of another length is another thing; a matrix with more rows may be the same one, grown.
+pub fn kind(shape: &[u64]) -> Vec<u64> {
+    let tail = if shape.len() > 1 { &shape[1..] } else { shape };
+    [&[shape.len() as u64], tail].concat()
+}
+
+/// A kind's number.
 pub fn class(shape: &[u64]) -> u32 {
     u32::from_le_bytes(*hash(shape).first_chunk().expect("32 bytes"))
 }
@@ -29,9 +35,7 @@ fn first(shape: &[u64]) -> u32 {
 }
 
 fn hash(shape: &[u64]) -> [u8; 32] {
-    let tail = if shape.len() > 1 { &shape[1..] } else { shape };
-    let words = [&[shape.len() as u64], tail].concat();
-    Id::of(&words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>()).0
+    Id::of(&kind(shape).iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>()).0
 }
 
 /// Can a tensor of this dtype and shape be sketched? Weights are floats, or bytes when quantized; wider integers

@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use super::encode::Todo;
-use super::pair::{Near, is_transposed, key, mapped};
+use super::pair::{Near, is_transposed, mapped};
 use super::read::{BaseBlock, MappedBase, OpenObject, cost, predict};
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
 use crate::model::dtype::Elem;
 use crate::model::id::{block_count, block_len};
 use crate::model::object::{MAX_COST, Mapping};
+use crate::model::sketch::kind;
 
 /// Blocks shown to the codec for its choice: one in three, up to about 1 MiB.
 const SAMPLES: u64 = 16;
@@ -130,7 +131,7 @@ impl Chooser<'_> {
     /// One base: as it is, cast, quantized or transposed.
     fn single(&self, near: &Near) -> Result<Option<Source>, RepoError> {
         let shape = &near.object.stored.record.shape;
-        if key(shape) != key(&self.shape()) {
+        if kind(shape) != kind(&self.shape()) {
             let base = MappedBase { object: near.object.clone(), mapping: Mapping::Whole };
             let formula = Some(Formula::Transposed(shape.last().map_or(1, |c| *c as usize)));
             let turned = is_transposed(shape, &self.shape());
@@ -161,7 +162,7 @@ impl Chooser<'_> {
                 at = at.bases().first()?.object.clone();
             }
         }
-        (key(&at.stored.record.shape) == key(&self.shape())).then(|| mapped(self.spec.elem, at))
+        (kind(&at.stored.record.shape) == kind(&self.shape())).then(|| mapped(self.spec.elem, at))
     }
 
     fn mix(&self) -> Option<Source> {

@@ -20,6 +20,7 @@ use crate::model::dtype::Elem;
 use crate::model::id::{BLOCK, Id, block_len};
 use crate::model::layout::What;
 use crate::model::object::Mapping;
+use crate::model::sketch::kind;
 
 /// Bytes compared of each tensor.
 const SAMPLE: usize = 4096;
@@ -43,12 +44,6 @@ pub struct Candidates {
     versions: Vec<HashMap<Vec<u64>, Vec<Arc<OpenObject>>>>,
 }
 
-/// A vector of another length is another thing; a matrix with more rows may be the same one, grown.
-pub(super) fn key(shape: &[u64]) -> Vec<u64> {
-    let tail = if shape.len() > 1 { &shape[1..] } else { shape };
-    [&[shape.len() as u64], tail].concat()
-}
-
 /// True for a matrix and its transpose.
 pub(super) fn is_transposed(shape: &[u64], other: &[u64]) -> bool {
     matches!((shape, other), ([a, b], [c, d]) if a == d && b == c)
@@ -70,7 +65,7 @@ impl Candidates {
             for object in tensors_of(repo, id).into_iter().filter(|o| seen.insert(*o)) {
                 match repo.open_object(&object) {
                     Ok(open) if open.stored.record.dtype.is_empty() => {}
-                    Ok(open) => by_shape.entry(key(&open.stored.record.shape)).or_default().push(open),
+                    Ok(open) => by_shape.entry(kind(&open.stored.record.shape)).or_default().push(open),
                     Err(e) => log::warn!("a tensor of {id} cannot be a base: {e}"),
                 }
             }
@@ -110,7 +105,7 @@ fn nearest(
     dtype: &str,
     shape: &[u64],
 ) -> Option<Near> {
-    let all = version.get(&key(shape)).map_or(&[][..], |v| v);
+    let all = version.get(&kind(shape)).map_or(&[][..], |v| v);
     let same_shape = |o: &&Arc<OpenObject>| o.stored.record.shape == shape;
     let same_dtype = |o: &&Arc<OpenObject>| o.stored.record.dtype == dtype;
     let pick = |keep: &dyn Fn(&&Arc<OpenObject>) -> bool| -> Option<Near> {
@@ -125,7 +120,7 @@ fn nearest(
     if shape.len() != 2 || best.as_ref().is_some_and(|n| !far(n)) {
         return best;
     }
-    let turned = version.get(&key(&[shape[1], shape[0]])).map_or(&[][..], |v| v);
+    let turned = version.get(&kind(&[shape[1], shape[0]])).map_or(&[][..], |v| v);
     let turned = turned.iter().filter(|o| same_dtype(o) && is_transposed(&o.stored.record.shape, shape));
     let turned = turned.take(MAX_TRIED).filter_map(|o| sample.turned(repo, o, shape[1]));
     turned.chain(best).min_by(|a, b| a.distance.total_cmp(&b.distance))

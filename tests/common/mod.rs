@@ -8,6 +8,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -128,6 +129,15 @@ impl Drop for Mount<'_> {
         if self.bench.run(&["umount", at]).code != 0 {
             self.bench.run(&["umount", "--lazy", at]);
         }
+    }
+}
+
+/// Waits for what comes within a second on an idle machine; fails after `limit`.
+pub fn wait_for(limit: Duration, mut what: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < limit, "it does not come");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -31,6 +31,7 @@ pub use fit_low_rank::fit_low_rank;
 pub use fit_mix::{fit_coefficients, fit_mix};
 pub use low_rank::LowRank;
 pub use mix::Mix;
+pub use number::rounded;
 pub use quantized::{Quantized, QuantizedFit};
 
 /// Longest formula, in bytes.

@@ -125,8 +125,8 @@ pub(super) fn to_bf16(v: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Rounds to what `elem` can hold.
-pub(super) fn rounded(elem: Elem, v: f32) -> f32 {
+/// Rounds to what `elem` can hold, to nearest, ties to even.
+pub fn rounded(elem: Elem, v: f32) -> f32 {
     match elem {
         F16 => half(to_half(v)),
         BF16 => f32::from_bits((to_bf16(v) as u32) << 16),

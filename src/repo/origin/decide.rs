@@ -68,7 +68,7 @@ pub fn best<'a>(
     })
 }
 
-/// Which way an operation went that shows which of two versions was there first.
+/// By what operation the new version came from the stored one.
 pub fn relation(t: &Trial, new: &Side, mine: &[Weights]) -> Relation {
     if let Some(same) = same_tensors(&t.side, new) {
         return same;

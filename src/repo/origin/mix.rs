@@ -4,13 +4,13 @@
 //! A fit is taken when nothing but roundings is left, or a small part of the distance to the nearest version. All such
 //! merges are linear; one that picks values one by one (TIES, DARE) is told from nothing here.
 
-use super::super::Head;
 use super::search::Hit;
 use super::trial::{Match, Trial, rounded};
 use super::window::Weights;
 use crate::codec::fit_coefficients;
 use crate::model::id::Id;
 use crate::model::number::Number;
+use crate::model::sketch::Sketch;
 use crate::store::sketches::VersionSketch;
 
 /// Most versions that are asked whether they took part.
@@ -36,54 +36,72 @@ pub struct Mix {
     pub distance: f64,
 }
 
+/// Sketches of the same matrices of many versions, side by side.
+struct Table<'a> {
+    versions: &'a [VersionSketch],
+    mine: &'a [Weights],
+    /// Places in `mine`.
+    rows: Vec<usize>,
+}
+
+impl Table<'_> {
+    fn place(hit: &Hit, row: usize) -> Option<usize> {
+        hit.matched.iter().position(|m| *m == Some(row))
+    }
+
+    fn has_all(&self, hit: &Hit) -> bool {
+        self.rows.iter().all(|r| Table::place(hit, *r).is_some())
+    }
+
+    /// The values of a stored version that has all rows.
+    fn stored(&self, hit: &Hit) -> Vec<f64> {
+        let places = self.rows.iter().filter_map(|r| Table::place(hit, *r));
+        places.flat_map(|p| widened(&self.versions[hit.seq].tensors[p])).collect()
+    }
+
+    /// The new version's.
+    fn new_values(&self) -> Vec<f64> {
+        self.rows.iter().flat_map(|&r| widened(&self.mine[r].sketch)).collect()
+    }
+}
+
+fn widened(sketch: &Sketch) -> impl Iterator<Item = f64> {
+    sketch.values.iter().map(|v| *v as f64)
+}
+
+/// The coefficients of a fit that leaves at most this share; none where the columns differ in length.
+fn fitted(columns: &[Vec<f64>], share: f64) -> Vec<(usize, f64)> {
+    let sound = columns.iter().all(|c| c.len() == columns[0].len() && !c.is_empty());
+    let fit = (sound && lies_within(columns, share)).then(|| fit_coefficients(columns, share)).flatten();
+    fit.unwrap_or_default().into_iter().filter(|(_, c)| c.abs() >= LEAST).collect()
+}
+
 /// The versions that the sketches say took part; none when they explain little.
 pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<Id> {
     let hits = &hits[..hits.len().min(MAX_MEMBERS)];
-    let rows = common_rows(hits, mine.len());
-    let value = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
-    let all: Vec<&Hit> = hits.iter().filter(|h| rows.iter().all(|r| value(h, *r).is_some())).collect();
-    let column = |hit: &&Hit| -> Vec<f64> {
-        let sketch = |r: &usize| &versions[hit.seq].tensors[value(hit, *r).expect("all have it")];
-        rows.iter().flat_map(|r| sketch(r).values.iter().map(|v| *v as f64)).collect()
-    };
-    let mut columns: Vec<Vec<f64>> = all.iter().map(column).collect();
-    columns.push(rows.iter().flat_map(|&r| mine[r].sketch.values.iter().map(|v| *v as f64)).collect());
-    if all.len() < 2 || columns.iter().any(|c| c.len() != columns[0].len()) {
+    let table = Table { versions, mine, rows: common_rows(hits, mine.len()) };
+    let all: Vec<&Hit> = hits.iter().filter(|h| table.has_all(h)).collect();
+    if all.len() < 2 {
         return vec![];
     }
+    let columns: Vec<Vec<f64>> = all.iter().map(|h| table.stored(h)).chain([table.new_values()]).collect();
     // Siblings of a base that is not here halve the square by chance: their mean is that base.
-    if !lies_within(&columns, 0.5) {
-        return vec![];
-    }
-    let found = fit_coefficients(&columns, 0.5).unwrap_or_default();
-    found.into_iter().filter(|(_, c)| c.abs() >= LEAST).map(|(i, _)| all[i].id).collect()
+    fitted(&columns, 0.5).into_iter().map(|(i, _)| all[i].id).collect()
 }
 
 /// A mix of the new version (`None`) and others that the stored version `target` turns out to be, by their sketches; only
 /// where the fit is as good as exact.
 pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<(Option<Id>, f64)> {
-    let place = |hit: &Hit, row: usize| hit.matched.iter().position(|m| *m == Some(row));
-    let rows: Vec<usize> = common_rows(hits, mine.len()).into_iter().filter(|r| place(target, *r).is_some()).collect();
-    let others: Vec<&Hit> = hits.iter().take(MAX_OTHERS).filter(|h| h.id != target.id).collect();
-    let others: Vec<&Hit> = others.into_iter().filter(|h| rows.iter().all(|r| place(h, *r).is_some())).collect();
-    let stored = |hit: &Hit| -> Vec<f64> {
-        let sketch = |r: &usize| &versions[hit.seq].tensors[place(hit, *r).expect("it has them all")];
-        rows.iter().flat_map(|r| sketch(r).values.iter().map(|v| *v as f64)).collect()
-    };
-    let new = rows.iter().flat_map(|&r| mine[r].sketch.values.iter().map(|v| *v as f64)).collect();
-    let columns: Vec<Vec<f64>> =
-        std::iter::once(new).chain(others.iter().map(|h| stored(h))).chain([stored(target)]).collect();
-    if rows.is_empty() || columns.iter().any(|c| c.len() != columns[0].len()) {
-        return vec![];
-    }
-    if !lies_within(&columns, EXACT) {
-        return vec![];
-    }
-    let mut found = fit_coefficients(&columns, EXACT).unwrap_or_default();
-    found.retain(|(_, c)| c.abs() >= LEAST);
+    let rows = common_rows(hits, mine.len()).into_iter().filter(|r| Table::place(target, *r).is_some()).collect();
+    let table = Table { versions, mine, rows };
+    let others = hits.iter().take(MAX_OTHERS).filter(|h| h.id != target.id && table.has_all(h));
+    let others: Vec<&Hit> = others.collect();
+    let stored = others.iter().map(|h| table.stored(h));
+    let columns: Vec<Vec<f64>> = [table.new_values()].into_iter().chain(stored).chain([table.stored(target)]).collect();
+    let found = fitted(&columns, EXACT);
     let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
-    let takes_part = takes_part && left(&columns, &found) <= EXACT * left(&columns, &[(0, 1.0)]);
-    match takes_part && is_plausible(&found) {
+    let exact = takes_part && left(&columns, &found) <= EXACT * left(&columns, &[(0, 1.0)]);
+    match exact && is_plausible(&found) {
         true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
         false => vec![],
     }
@@ -119,11 +137,7 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     if nearest <= 2.0 * noise || size == 0.0 {
         return None; // One version explains it.
     }
-    if !lies_within(&columns.values, 0.7) {
-        return None;
-    }
-    let mut found = fit_coefficients(&columns.values, 0.7)?;
-    found.retain(|(_, c)| c.abs() >= LEAST);
+    let found = fitted(&columns.values, 0.7);
     let left = left(&columns.values, &found);
     let explained = left <= LEFT * nearest || left <= ROUNDINGS * noise;
     if !explained || !is_plausible(&found) {
@@ -210,8 +224,6 @@ fn step_of(number: Number, v: f64) -> f64 {
 }
 
 /// Do the names speak of federated learning?
-pub fn is_federated(heads: &[&str], members: &[&Head]) -> bool {
-    let names = heads.iter().map(|n| n.to_lowercase()).chain(members.iter().map(|h| h.model.as_str().to_lowercase()));
-    let mut names = names.filter(|n| n.contains("fed") || n.contains("client"));
-    names.next().is_some()
+pub fn is_federated<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+    names.any(|n| ["fed", "client"].iter().any(|word| n.to_lowercase().contains(word)))
 }

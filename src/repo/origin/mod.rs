@@ -27,7 +27,7 @@ use super::{Head, Repo, RepoError};
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionRef};
 use crate::model::record::{EntryKind, Origin, ParentEdge, Real, Relation, VersionRecord};
-use crate::store::sketches::VersionSketch;
+use crate::store::sketches::{LANES, VersionSketch};
 use decide::{backwards, best, is_kin, is_symmetric, relation};
 use hint::Hint;
 use moves::Edge;
@@ -94,11 +94,11 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
     let side = Side::of_hashed(new.files)?;
     let versions = search::index(repo, ask, progress)?;
     let (mine, searched) = (window::compared(&side), window::searched(&side));
-    let lanes = crate::store::sketches::lanes(side.tensors.iter().map(|t| &t.id));
+    let lanes = search::lanes_of(&side);
     let hits = search::search(&versions, &lanes, &searched);
     let hints = hint::hints(new.files);
     let mut finder =
-        Finder { repo, ask, new, side, mine, searched, versions, hits, asked: Vec::new(), trials: Vec::new() };
+        Finder { repo, ask, new, side, lanes, mine, searched, versions, hits, asked: HashMap::new(), trials: vec![] };
     let mut found = finder.find(&hints)?;
     found.origin.hints = hints.into_iter().map(|h| h.text).collect();
     Ok(found)
@@ -131,8 +131,11 @@ pub fn told(repo: &Arc<Repo>, new: &New, parents: &[Head]) -> Result<Vec<ParentE
 }
 
 fn merged(model: &ModelName, members: &[Head]) -> Relation {
-    let federated = mix::is_federated(&[model.as_str()], &members.iter().collect::<Vec<_>>());
-    if federated { Relation::Federated } else { Relation::Merge }
+    if mix::is_federated(members.iter().map(|h| h.model.as_str()).chain([model.as_str()])) {
+        Relation::Federated
+    } else {
+        Relation::Merge
+    }
 }
 
 /// `None` for a version that cannot be read.
@@ -147,12 +150,13 @@ struct Finder<'a> {
     ask: &'a mut dyn Ask,
     new: &'a New<'a>,
     side: Side,
+    lanes: [u32; LANES],
     mine: Vec<Weights>,
     searched: Vec<Weights>,
     versions: Vec<VersionSketch>,
     hits: Vec<Hit>,
     /// Those asked for, dead ones too.
-    asked: Vec<(Id, Option<Above>)>,
+    asked: HashMap<Id, Option<Above>>,
     trials: Vec<Trial>,
 }
 
@@ -274,11 +278,11 @@ impl Finder<'_> {
     }
 
     fn above(&mut self, id: &Id) -> Result<Option<Above>, RepoError> {
-        if let Some((_, known)) = self.asked.iter().find(|(known, _)| known == id) {
+        if let Some(known) = self.asked.get(id) {
             return Ok(known.clone());
         }
         let above = self.ask.above(id)?;
-        self.asked.push((*id, above.clone()));
+        self.asked.insert(*id, above.clone());
         Ok(above)
     }
 
@@ -299,8 +303,7 @@ impl Finder<'_> {
 
     /// A living version with the same files.
     fn duplicate(&mut self) -> Result<Option<Head>, RepoError> {
-        let lanes = crate::store::sketches::lanes(self.side.tensors.iter().map(|t| &t.id));
-        let same: Vec<Id> = self.versions.iter().filter(|v| v.lanes == lanes).map(|v| v.id).collect();
+        let same: Vec<Id> = self.versions.iter().filter(|v| v.lanes == self.lanes).map(|v| v.id).collect();
         for id in same.into_iter().take(MAX_TRIED) {
             if self.repo.record(&id).is_ok_and(|record| self.has_same_files(&record))
                 && let Some(above) = self.above(&id)?
@@ -385,9 +388,9 @@ impl Finder<'_> {
     /// another parent.
     fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
         let mut moves: Vec<Move> = Vec::new();
+        let simple = self.simple_hits();
         for target in self.hits.clone().iter().take(MERGES) {
             let Some(from) = self.movable(target)? else { continue };
-            let simple = self.simple_hits();
             let members = mix::members_of(target, &simple, &self.versions, &self.searched);
             if members.is_empty() {
                 continue;
@@ -419,8 +422,7 @@ impl Finder<'_> {
     }
 
     fn is_mixed(&self, id: &Id) -> bool {
-        let known = self.asked.iter().find(|(known, _)| known == id);
-        known.and_then(|(_, above)| above.as_ref()).is_some_and(|a| a.parents.len() > 1)
+        matches!(self.asked.get(id), Some(Some(above)) if above.parents.len() > 1)
     }
 
     /// A member of a merge that hung on it: to the nearest of the others that does not come from it.

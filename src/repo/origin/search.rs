@@ -58,7 +58,7 @@ pub fn index(
 fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
     let side = repo.record(id).and_then(|record| Side::of_version(repo, &record));
     match side {
-        Ok(side) => of_side(*id, &side),
+        Ok(side) => VersionSketch { id: *id, lanes: lanes_of(&side), tensors: window::sketches(&side) },
         Err(e) => {
             log::warn!("version {id} is not searched: {e}");
             VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
@@ -66,9 +66,9 @@ fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
     }
 }
 
-/// The sketch of a version.
-pub fn of_side(id: Id, side: &Side) -> VersionSketch {
-    VersionSketch { id, lanes: lanes(side.tensors.iter().map(|t| &t.id)), tensors: window::sketches(side) }
+/// Of all tensors of a version.
+pub fn lanes_of(side: &Side) -> [u32; LANES] {
+    lanes(side.tensors.iter().map(|t| &t.id))
 }
 
 /// A version that looks like kin.

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 use super::super::Head;
 use super::super::diff::side::{Side, Tensor};
 use super::window::{self, Weights};
+use crate::codec;
+use crate::model::dtype::Elem;
 use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Likeness};
@@ -28,6 +30,17 @@ pub enum Match {
     Same,
     Like(Arc<Weights>),
     Nothing,
+}
+
+impl Match {
+    /// The stored values, where there are any.
+    fn values<'a>(&'a self, new: &'a Weights) -> Option<&'a [f32]> {
+        match self {
+            Match::Same => Some(&new.values),
+            Match::Like(old) => Some(&old.values),
+            Match::Nothing => None,
+        }
+    }
 }
 
 /// How two windows of values differ.
@@ -102,15 +115,10 @@ impl Trial {
 
     /// Mean square distances over the matrices that both trials match: from the new version to each, and between these.
     pub fn triangle(&self, other: &Trial, mine: &[Weights]) -> [f64; 3] {
-        let window = |m: &'_ Match, w: &Weights| match m {
-            Match::Same => Some(w.values.clone()),
-            Match::Like(t) => Some(t.values.clone()),
-            Match::Nothing => None,
-        };
         let (mut sums, mut n) = ([0.0; 3], 0);
         for ((w, a), b) in mine.iter().zip(&self.matches).zip(&other.matches) {
-            if let (Some(a), Some(b)) = (window(a, w), window(b, w)) {
-                let pairs = [(&w.values, &a), (&w.values, &b), (&a, &b)];
+            if let (Some(a), Some(b)) = (a.values(w), b.values(w)) {
+                let pairs = [(&w.values[..], a), (&w.values, b), (a, b)];
                 sums.iter_mut().zip(pairs).for_each(|(sum, (x, y))| *sum += relative(x, y));
                 n += 1;
             }
@@ -276,19 +284,11 @@ fn scale(x: &[f32], y: &[f32]) -> f64 {
     if yy > 0.0 { sum(x, y) / yy } else { 0.0 }
 }
 
-/// A value as a float dtype has it, to nearest, ties to even.
+/// A value as a float dtype has it.
 pub fn rounded(to: Number, v: f32) -> f32 {
-    let keep = |bits: u32| {
-        let dropped = 23 - bits;
-        let b = v.to_bits();
-        let half = (1u32 << (dropped - 1)) - 1 + (b >> dropped & 1);
-        f32::from_bits(b.wrapping_add(half) & !((1 << dropped) - 1))
-    };
     match to {
-        Number::Bf16 => keep(7),
-        // Below its normal range the steps are all the same.
-        Number::F16 if v.abs() < 6.103_515_6e-5 => (v * 16_777_216.0).round_ties_even() / 16_777_216.0,
-        Number::F16 => keep(10),
+        Number::Bf16 => codec::rounded(Elem::of("BF16"), v),
+        Number::F16 => codec::rounded(Elem::of("F16"), v),
         _ => v,
     }
 }
