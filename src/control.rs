@@ -21,10 +21,11 @@ use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
 use crate::repo::engine::{Above, Detail, Engine};
-use crate::repo::graph;
 use crate::repo::keep::{self, Keeper, Kept};
 use crate::repo::origin::Move;
+use crate::repo::progress::{Progress, Silent};
 use crate::repo::{Repo, RepoError};
+use crate::repo::{gc, graph};
 
 /// Longest request or response on the wire.
 pub const MAX_LINE: u64 = 256 << 20;
@@ -58,6 +59,8 @@ pub enum Request {
     Remove(Vec<VersionRef>),
     Link(VersionRef, VersionRef, Option<Relation>),
     Unlink(VersionRef, VersionRef),
+    /// Frees what nothing needs.
+    Gc(gc::Rules),
     /// Makes the catalog anew.
     Rebuild,
     /// What in the catalog differs from the journal.
@@ -84,6 +87,8 @@ pub enum Response {
     Graph(Graph),
     Name(VersionName),
     Differences(Vec<String>),
+    /// None while something adds to the packs.
+    Gc(Option<gc::Outcome>),
     /// And how many bytes there is room for, where a daemon keeps it.
     Cached(Vec<Kept>, Option<u64>),
     /// Files and their bytes.
@@ -100,7 +105,12 @@ pub struct Mounted {
 }
 
 /// Answers a request from the catalog at hand.
-pub fn answer(engine: &Engine, request: Request, mounted: Option<&Mounted>) -> Result<Response, RepoError> {
+pub fn answer(
+    engine: &Engine,
+    request: Request,
+    mounted: Option<&Mounted>,
+    progress: &dyn Progress,
+) -> Result<Response, RepoError> {
     let keeper = mounted.and_then(|m| m.keeper.as_ref());
     Ok(match request {
         Request::Hello => Response::Hello { mountpoint: mounted.map(|m| m.mountpoint.clone()) },
@@ -117,6 +127,7 @@ pub fn answer(engine: &Engine, request: Request, mounted: Option<&Mounted>) -> R
         Request::Remove(refs) => Response::Heads(engine.remove(&refs)?),
         Request::Link(c, p, r) => pair(engine.link(&c, &p, r)?),
         Request::Unlink(c, p) => pair(engine.unlink(&c, &p)?),
+        Request::Gc(rules) => Response::Gc(gc::collect(engine, &rules, progress)?),
         Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
         Request::CheckCatalog => Response::Differences(engine.check_catalog()?),
         Request::CacheList => match keeper {
@@ -209,7 +220,9 @@ fn converse(engine: &Engine, stream: UnixStream, mounted: &Mounted) -> std::io::
     let mut writer = stream;
     while let Some(line) = read_line(&mut reader)? {
         let response = match serde_json::from_str(&line) {
-            Ok(request) => answer(engine, request, Some(mounted)).unwrap_or_else(|e| Response::Failed(e.to_string())),
+            Ok(request) => {
+                answer(engine, request, Some(mounted), &Silent).unwrap_or_else(|e| Response::Failed(e.to_string()))
+            }
             Err(e) => Response::Failed(format!("the daemon does not know this request ({e}); remount with this mgit")),
         };
         write_line(&mut writer, &response)?;
@@ -262,8 +275,13 @@ impl Session {
     }
 
     pub fn call(&mut self, request: Request) -> Result<Response, RepoError> {
+        self.call_telling(request, &Silent)
+    }
+
+    /// As [`call`](Self::call), for what takes long: it tells how far it is and can be stopped, unless a daemon does it.
+    pub fn call_telling(&mut self, request: Request, progress: &dyn Progress) -> Result<Response, RepoError> {
         let response = match self {
-            Session::Local(engine) => answer(engine, request, None)?,
+            Session::Local(engine) => answer(engine, request, None, progress)?,
             Session::Remote(stream) => ask(stream, &request)
                 .map_err(|e| RepoError::refused(format!("the daemon of this repository went away: {e}")))?,
         };

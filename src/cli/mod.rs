@@ -7,6 +7,7 @@ mod completions;
 mod diff;
 mod export;
 mod fsck;
+mod gc;
 mod heat;
 mod import;
 mod init;
@@ -90,6 +91,7 @@ enum Verb {
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
     Rm(rm::Args),
+    Gc(gc::Args),
     Fsck(fsck::Args),
     Cache(cache::Args),
     Completions(completions::Args),
@@ -170,6 +172,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),
         Verb::Rm(a) => rm::run(g, a),
+        Verb::Gc(a) => gc::run(g, a),
         Verb::Fsck(a) => fsck::run(g, a),
         Verb::Cache(a) => cache::run(g, a),
         Verb::Completions(a) => completions::run(a),

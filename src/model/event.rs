@@ -33,7 +33,14 @@ pub enum Event {
         parents: Vec<ParentEdge>,
     },
     /// The version is gone; its name is not used again.
-    Remove { model: ModelName, version: VersionName, id: Id },
+    Remove {
+        model: ModelName,
+        version: VersionName,
+        id: Id,
+        /// When; older journals don't say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Timestamp>,
+    },
     /// A provenance edge, appended to the child's parents (or its relation replaced).
     Link {
         child: Id,

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::origin::{Move, NEW};
@@ -116,7 +117,7 @@ impl Engine {
         let Event::Commit { model, version, id, previous, parents, .. } = &event else {
             return Err(RepoError::refused("only a commit can be published"));
         };
-        self.repo.packs.refresh()?;
+        self.repo.refresh()?;
         let record = self.repo.record(id)?;
         if record.model != *model || record.version != *version || record.files.is_empty() {
             return Err(RepoError::damaged(format!("version record {id} is not that of {model}@{version}")));
@@ -200,7 +201,8 @@ impl Engine {
                 heads.push(head);
             }
         }
-        let gone = |h: &Head| Event::Remove { model: h.model.clone(), version: h.version.clone(), id: h.id };
+        let at = Some(Timestamp::now());
+        let gone = |h: &Head| Event::Remove { model: h.model.clone(), version: h.version.clone(), id: h.id, at };
         self.commit(&mut journal, heads.iter().map(gone).collect())?;
         Ok(heads)
     }
@@ -257,10 +259,20 @@ impl Engine {
         if let Err(e) = catalog.apply(&events, position).and_then(|()| catalog.flush()) {
             self.replace_catalog(journal, &e)?;
         }
-        if let Some(listener) = &*self.listener.read().unwrap_or_else(|e| e.into_inner()) {
-            listener(&events);
-        }
+        self.tell(&events);
         Ok(())
+    }
+
+    /// Tells the listener of a change; without events, of one that only the store's size shows.
+    pub(super) fn tell(&self, events: &[Event]) {
+        if let Some(listener) = &*self.listener.read().unwrap_or_else(|e| e.into_inner()) {
+            listener(events);
+        }
+    }
+
+    /// What the journal says, whatever the catalog does.
+    pub(super) fn replayed(&self) -> Result<Catalog, RepoError> {
+        temporary(&self.journal.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     /// What the journal has, has happened: where the catalog's disk is full, one beside it answers from now on.

@@ -20,6 +20,7 @@ use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, Origin, ParentEdge, Relation, VersionRecord};
+use crate::store::StoreError;
 use crate::store::pack::{PackWriter, SealedPack, remove_leftovers};
 
 /// What to import, its place in the lineage already resolved.
@@ -99,10 +100,10 @@ pub fn prepare(
     progress: &dyn Progress,
 ) -> Result<Prepared, RepoError> {
     let files = hashed.files();
-    repo.packs.refresh()?;
     let packs = repo.dir.join("packs");
     remove_leftovers(repo.disk.as_ref(), &packs)?;
     let mut writer = PackWriter::create(repo.disk.clone(), &packs)?;
+    repo.refresh()?;
     let tally = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
     let record = record_of(spec, hashed, spec.told && tally.is_low_rank());
@@ -173,7 +174,7 @@ fn fresh_objects<'a>(
     let mut fresh = Vec::new();
     for file in files {
         for piece in &file.pieces {
-            if seen.insert(piece.id) && !repo.packs.has_object(&piece.id) {
+            if seen.insert(piece.id) && !is_whole(repo, &piece.id) {
                 debug_assert!(block_count(piece.piece.length) > 0);
                 fresh.push((*file, piece));
             } else {
@@ -182,6 +183,11 @@ fn fresh_objects<'a>(
         }
     }
     fresh
+}
+
+/// Whether an object is stored with all that it is built on: a crash within gc can leave one without.
+fn is_whole(repo: &Repo, id: &Id) -> bool {
+    repo.packs.has_object(id) && !matches!(repo.open_object(id), Err(RepoError::Store(StoreError::Missing { .. })))
 }
 
 fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) -> Result<(), RepoError> {

@@ -12,6 +12,7 @@ pub mod encode;
 pub mod engine;
 pub mod export;
 pub mod fsck;
+pub mod gc;
 pub mod graph;
 pub mod hash;
 pub mod import;
@@ -22,6 +23,7 @@ pub mod origin;
 pub mod pair;
 pub mod progress;
 pub mod read;
+pub mod roots;
 pub mod show;
 pub mod space;
 pub mod walk;
@@ -79,6 +81,7 @@ pub struct Repo {
     pub disk: Arc<dyn Disk>,
     pub packs: Packs,
     caches: read::Caches,
+    pins: read::Pins,
 }
 
 /// Decoded blocks that a process keeps unless told otherwise: enough for what imports and exports reuse.
@@ -89,7 +92,20 @@ impl Repo {
     pub fn open(dir: &Path, disk: Arc<dyn Disk>, cache: u64) -> Result<Arc<Repo>, RepoError> {
         crate::store::check_format(&disk, dir)?;
         let packs = Packs::open(disk.clone(), &dir.join("packs"))?;
-        Ok(Arc::new(Repo { dir: dir.to_owned(), disk, packs, caches: read::Caches::new(cache) }))
+        Ok(Arc::new(Repo {
+            dir: dir.to_owned(),
+            disk,
+            packs,
+            caches: read::Caches::new(cache),
+            pins: Default::default(),
+        }))
+    }
+
+    /// Looks what is stored now, and forgets where things were.
+    pub fn refresh(&self) -> Result<(), RepoError> {
+        self.packs.refresh()?;
+        self.caches.forget_moved(self.packs.moves());
+        Ok(())
     }
 
     /// The version record that `id` names, checked.

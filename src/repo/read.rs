@@ -9,9 +9,10 @@
 //!   hostile pack can make neither a circle of bases nor a block that takes long.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -23,7 +24,8 @@ use crate::model::dtype::Elem;
 use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
 use crate::model::object::{Base, MAX_COST, Mapping, ObjectRecord};
 use crate::model::recipe::{Extent, Recipe};
-use crate::store::packs::StoredObject;
+use crate::store::StoreError;
+use crate::store::packs::{StoredObject, is_gone};
 
 /// An object with what decoding its blocks takes.
 pub struct OpenObject {
@@ -163,6 +165,27 @@ impl Weighter<Id, Arc<OpenObject>> for ByBytes {
 pub(super) struct Caches {
     blocks: Cache<(Id, u64), Arc<Block>, ByBytes>,
     objects: Cache<Id, Arc<OpenObject>, ByBytes>,
+    /// How often things had moved when `objects` was emptied last.
+    moves: AtomicU64,
+}
+
+/// Recipes of the files that are open in this process, and how often.
+pub(super) type Pins = Arc<Mutex<HashMap<Id, usize>>>;
+
+/// Keeps what a file is made of in the store, also when its version is removed.
+pub struct Pin {
+    pins: Pins,
+    recipe: Id,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        match pins.get_mut(&self.recipe) {
+            Some(n) if *n > 1 => *n -= 1,
+            _ => drop(pins.remove(&self.recipe)),
+        }
+    }
 }
 
 /// Bytes that opened objects may hold.
@@ -174,6 +197,14 @@ impl Caches {
         Caches {
             blocks: Cache::with_weighter(items, bytes.max(4 * BLOCK), ByBytes),
             objects: Cache::with_weighter(4096, OBJECT_CACHE, ByBytes),
+            moves: AtomicU64::new(0),
+        }
+    }
+
+    /// Objects are opened anew where they lie now.
+    pub fn forget_moved(&self, moves: u64) {
+        if self.moves.swap(moves, Ordering::Relaxed) != moves {
+            self.objects.clear();
         }
     }
 }
@@ -185,7 +216,8 @@ impl Repo {
     }
 
     fn open_below(&self, id: &Id, cost: u8) -> Result<Arc<OpenObject>, RepoError> {
-        let held = self.caches.objects.get(id);
+        // One that was held since before a repack may cost more than what is built on it now.
+        let held = self.caches.objects.get(id).filter(|open| open.stored.record.cost < cost);
         let stored = held.as_ref().map_or_else(|| self.packs.object(id), |open| Ok(open.stored.clone()))?;
         // Before its bases are opened, or a circle of them would never end.
         if stored.record.cost >= cost {
@@ -259,10 +291,36 @@ impl Repo {
             predicted = predict(formula, object.spec(), index, &object.bases, &bases, out.len()).map_err(damaged)?;
             bases = vec![&predicted];
         }
-        ENCODED.with_borrow_mut(|encoded| {
+        let decoded = ENCODED.with_borrow_mut(|encoded| {
             self.packs.read_block(&object.stored, index, encoded)?;
             object.plan.decode(index, info.tag, encoded, &bases, out).map_err(damaged)
-        })
+        });
+        match decoded {
+            Err(RepoError::Store(e)) if is_gone(&e) => self.decode_moved(object, index, out, e),
+            done => done,
+        }
+    }
+
+    /// The pack has vanished since the object was opened: another has it, maybe encoded in another way.
+    fn decode_moved(&self, object: &OpenObject, index: u64, out: &mut [u8], gone: StoreError) -> Result<(), RepoError> {
+        self.refresh()?;
+        let now = self.open_object(&object.id())?;
+        match now.stored.pack() == object.stored.pack() {
+            true => Err(gone.into()),
+            false => self.decode(&now, index, out),
+        }
+    }
+
+    /// Keeps what the recipe's file is made of from [`super::gc`] while it is held.
+    pub fn pin(&self, recipe: &Id) -> Pin {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        *pins.entry(*recipe).or_default() += 1;
+        Pin { pins: self.pins.clone(), recipe: *recipe }
+    }
+
+    /// Recipes of the files that are open.
+    pub fn pinned(&self) -> Vec<Id> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     fn base_blocks(&self, object: &OpenObject, index: u64, len: usize) -> Result<Vec<BaseBlock>, RepoError> {
@@ -301,8 +359,9 @@ impl Repo {
 
     /// A reader of the file that a recipe makes.
     pub fn open_file(self: &Arc<Self>, recipe: &Id) -> Result<FileReader, RepoError> {
+        let pin = self.pin(recipe);
         let recipe = self.packs.recipe(recipe)?;
-        Ok(FileReader::new(self.clone(), recipe))
+        Ok(FileReader::new(self.clone(), recipe, pin))
     }
 }
 
@@ -327,17 +386,18 @@ pub struct FileReader {
     /// First byte of each extent in the file, then the file's size.
     starts: Vec<u64>,
     extents: Vec<Extent>,
+    _pin: Pin,
 }
 
 impl FileReader {
-    fn new(repo: Arc<Repo>, recipe: Recipe) -> FileReader {
+    fn new(repo: Arc<Repo>, recipe: Recipe, pin: Pin) -> FileReader {
         let mut at = 0;
         let mut starts = vec![0];
         for e in &recipe.extents {
             at += e.length;
             starts.push(at);
         }
-        FileReader { repo, starts, extents: recipe.extents }
+        FileReader { repo, starts, extents: recipe.extents, _pin: pin }
     }
 
     pub fn size(&self) -> u64 {

@@ -63,6 +63,9 @@ pub struct Head {
     #[serde(default)]
     pub guess: bool,
     pub removed: bool,
+    /// Since when, where that is known.
+    #[serde(default)]
+    pub removed_at: Option<Timestamp>,
 }
 
 pub struct Catalog {
@@ -360,10 +363,11 @@ impl Frame<'_> {
                     previous: *previous,
                     guess: *guess,
                     removed: false,
+                    removed_at: None,
                 };
                 self.commit(head, parents)
             }
-            Event::Remove { id, .. } => self.change(id, |h| h.removed = true),
+            Event::Remove { id, at, .. } => self.change(id, |h| (h.removed, h.removed_at) = (true, *at)),
             &Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                 self.link(&child, ParentEdge { id, relation, coefficient, guess, distance })
             }
@@ -491,11 +495,13 @@ mod tests {
                     if self.heads.iter().any(|h| h.id == id) {
                         return;
                     }
-                    let (seq, removed) = (self.heads.len() as u64, false);
-                    self.heads.push(Head { model, version, id, seq, pack, created, bytes, previous, guess, removed });
+                    let (seq, removed, removed_at) = (self.heads.len() as u64, false, None);
+                    let head =
+                        Head { model, version, id, seq, pack, created, bytes, previous, guess, removed, removed_at };
+                    self.heads.push(head);
                     parents.iter().for_each(|p| self.link(id, *p));
                 }
-                Event::Remove { id, .. } => self.head(&id, |h| h.removed = true),
+                Event::Remove { id, at, .. } => self.head(&id, |h| (h.removed, h.removed_at) = (true, at)),
                 Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                     self.link(child, ParentEdge { id, relation, coefficient, guess, distance })
                 }
@@ -570,7 +576,8 @@ mod tests {
             1 => n.clone().prop_map(|i| Event::Remove {
                 model: "a".parse().unwrap(),
                 version: VersionName::numbered(1),
-                id: id(i)
+                id: id(i),
+                at: Some(Timestamp::UNIX_EPOCH).filter(|_| i % 2 == 0),
             }),
             1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| {
                 let coefficient = Some(Real(r as f64 / 4.0)).filter(|_| r > 4);

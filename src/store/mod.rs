@@ -10,6 +10,7 @@
 pub mod catalog;
 mod check;
 pub mod disk;
+pub mod gate;
 pub mod journal;
 pub mod pack;
 pub mod packs;

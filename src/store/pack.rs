@@ -3,7 +3,9 @@
 //!
 //! Invariants: a name ending in `.pack` stands for a whole, synced file; an object's block frames lie directly
 //! before its record; no id stands twice. A pack being written is `<id>.tmp`, held under a lock (the lease)
-//! that lasts until its [`SealedPack`] is dropped: what can be locked is a crash's leftover.
+//! that lasts until its [`SealedPack`] is dropped: what can be locked is a crash's leftover. Until then it also holds
+//! the gate ([`super::gate`]), so nothing is removed beside it.
+//! A new pack's name sorts before those that are there: of two copies of a thing, the newer one counts.
 //!
 //! It doesn't know what blocks decode to.
 
@@ -14,6 +16,7 @@ use std::sync::Arc;
 
 use super::check::{HEADER, check4, header};
 use super::disk::{Disk, DiskFile};
+use super::gate::{self, Gate};
 use super::{At, Result, StoreError};
 use crate::model::id::{BLOCK, Id};
 use crate::model::object::ObjectRecord;
@@ -179,6 +182,7 @@ pub struct PackWriter {
     /// Lengths of the blocks since the last object.
     blocks: Vec<u32>,
     failed: bool,
+    gate: Option<Gate>,
 }
 
 /// A pack that is durably there. Until it is dropped, its lock keeps gc off: keep it until the journal names it.
@@ -187,16 +191,25 @@ pub struct SealedPack {
     pub name: String,
     pub bytes: u64,
     _lease: Box<dyn DiskFile>,
+    _gate: Option<Gate>,
 }
 
 impl PackWriter {
-    /// A new pack in the directory of packs.
+    /// A new pack in the directory of packs. What is stored already is to be looked up afterwards.
     pub fn create(disk: Arc<dyn Disk>, dir: &Path) -> Result<PackWriter> {
-        let random = RandomState::new().build_hasher().finish();
-        PackWriter::create_named(disk, dir, random.to_be_bytes())
+        let gate = gate::enter(&*disk, dir)?;
+        let mut writer = PackWriter::create_beside(disk, dir)?;
+        writer.gate = Some(gate);
+        Ok(writer)
     }
 
-    /// As [`PackWriter::create`], for tests that compare bytes.
+    /// As [`PackWriter::create`], for who holds the gate.
+    pub fn create_beside(disk: Arc<dyn Disk>, dir: &Path) -> Result<PackWriter> {
+        let id = new_name(&*disk, dir)?;
+        PackWriter::create_named(disk, dir, id)
+    }
+
+    /// As [`PackWriter::create_beside`], for tests that compare bytes.
     pub fn create_named(disk: Arc<dyn Disk>, dir: &Path, mut id: [u8; 8]) -> Result<PackWriter> {
         loop {
             let name = format!("{:016x}", u64::from_be_bytes(id));
@@ -204,9 +217,10 @@ impl PackWriter {
                 let (entries, held, blocks) = Default::default();
                 let buffer = header(MAGIC, id).to_vec();
                 let (dir, file, at) = (dir.to_owned(), Some(file), HEADER as u64);
-                return Ok(PackWriter { disk, dir, name, file, buffer, at, entries, held, blocks, failed: false });
+                let (failed, gate) = (false, None);
+                return Ok(PackWriter { disk, dir, name, file, buffer, at, entries, held, blocks, failed, gate });
             }
-            id = RandomState::new().build_hasher().finish().to_be_bytes();
+            id = new_name(&*disk, dir)?;
         }
     }
 
@@ -240,6 +254,11 @@ impl PackWriter {
     /// A version record's bytes; nothing if it is here already.
     pub fn put_version(&mut self, bytes: &[u8]) -> Result<Id> {
         self.put_plain(Kind::Version, Id::of(bytes), &version_payload(bytes))
+    }
+
+    /// A recipe's bytes, as another pack has them; nothing if it is here already.
+    pub(super) fn put_recipe_bytes(&mut self, bytes: &[u8]) -> Result<Id> {
+        self.put_plain(Kind::Recipe, Id::of(bytes), bytes)
     }
 
     pub fn has_object(&self, id: &Id) -> bool {
@@ -285,7 +304,8 @@ impl PackWriter {
             let _ = self.disk.remove(&pack);
         }
         let lease = self.file.take().expect("a pack is sealed once");
-        named.map(|()| SealedPack { name: self.name.clone(), bytes: self.at, _lease: lease })
+        let gate = self.gate.take();
+        named.map(|()| SealedPack { name: self.name.clone(), bytes: self.at, _lease: lease, _gate: gate })
     }
 
     fn put_plain(&mut self, kind: Kind, id: Id, payload: &[u8]) -> Result<Id> {
@@ -339,6 +359,18 @@ impl Drop for PackWriter {
             let _ = self.disk.remove(&self.path("tmp"));
         }
     }
+}
+
+/// The most that a new pack's name lies below the least: there is room for some ten million.
+const NAME_STEP: u64 = 1 << 40;
+
+/// A name that sorts before all that are there, as long as there are any.
+fn new_name(disk: &dyn Disk, dir: &Path) -> Result<[u8; 8]> {
+    let random = RandomState::new().build_hasher().finish();
+    let names = disk.list(dir).at(dir)?;
+    let taken = names.iter().filter_map(|n| parse_name(n.split_once('.')?.0)).map(u64::from_be_bytes);
+    let below = taken.min().and_then(|least| least.checked_sub(1 + random % NAME_STEP));
+    Ok(below.unwrap_or(random | 1 << 63).to_be_bytes())
 }
 
 /// A new `<name>.tmp` under its lock; `None` when the name is taken.

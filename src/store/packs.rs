@@ -5,8 +5,12 @@
 //! there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
 //! caller checks the decoded bytes against the record, and so against the id.
 //!
+//! Of two copies of a thing, that in the pack whose name sorts first counts: the newer one, for every process alike.
+//! A pack can vanish at any time, its things having moved to another: who meets that looks again.
+//!
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use quick_cache::sync::Cache;
 
 use super::disk::{Disk, DiskFile};
-use super::pack::{Entry, FRAME, Kind, parse_name};
+use super::pack::{Entry, FRAME, Kind, PackWriter, parse_name};
 use super::scan::{self, Finding, ScanItem};
 use super::{At, Result, StoreError};
 use crate::model::id::Id;
@@ -88,6 +92,8 @@ struct State {
     findings: BTreeMap<String, Vec<Finding>>,
     /// Packs that only a later mgit can read.
     later: BTreeMap<String, String>,
+    /// Another copy of something counts since it was last looked.
+    replaced: bool,
 }
 
 impl State {
@@ -127,7 +133,14 @@ impl State {
             Kind::Version => &mut self.versions,
             _ => &mut self.objects,
         };
-        map.entry(e.id).or_insert(place);
+        match map.entry(e.id) {
+            Vacant(free) => drop(free.insert(place)),
+            Occupied(mut held) if held.get().pack.name > pack.name => {
+                held.insert(place);
+                self.replaced = true;
+            }
+            Occupied(_) => {}
+        }
     }
 }
 
@@ -145,15 +158,35 @@ pub struct Packs {
     state: RwLock<State>,
     refreshing: Mutex<()>,
     keys: AtomicU64,
+    moves: AtomicU64,
     files: Cache<u64, Arc<dyn DiskFile>>,
+}
+
+/// One thing in a pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listed {
+    pub kind: Kind,
+    pub id: Id,
+    /// Bytes that go with it.
+    pub stored: u64,
+    /// This copy is the one that is read.
+    pub counts: bool,
+}
+
+/// What a pack holds.
+pub struct Listing {
+    pub bytes: u64,
+    /// Nothing was found wrong with its structure.
+    pub sound: bool,
+    pub things: Vec<Listed>,
 }
 
 impl Packs {
     /// The packs in a directory.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
-        let (state, refreshing, keys) = Default::default();
+        let (state, refreshing, keys, moves) = Default::default();
         let files = Cache::new(OPEN_FILES);
-        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, files };
+        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, moves, files };
         packs.refresh()?;
         Ok(packs)
     }
@@ -175,13 +208,20 @@ impl Packs {
         let loaded: Vec<_> = new.iter().map(|n| self.load(n)).collect();
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         loaded.into_iter().for_each(|l| state.add(l));
+        self.moves.fetch_add(std::mem::take(&mut state.replaced) as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Rises when a thing may be read from another place than before.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
     fn reload(&self, names: &[String]) -> Result<()> {
         let mut state = State::default();
         names.iter().for_each(|n| state.add(self.load(n)));
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.moves.fetch_add(1, Ordering::Relaxed);
         self.files.clear();
         Ok(())
     }
@@ -226,8 +266,7 @@ impl Packs {
 
     /// An object's record and place, read anew each time: readers keep what they open.
     pub fn object(&self, id: &Id) -> Result<Arc<StoredObject>> {
-        let (place, entry) = self.find(Kind::Object, id)?;
-        let file = self.file(&place.pack)?;
+        let (place, entry, file) = self.find_open(Kind::Object, id)?;
         let read = scan::read_object(&place.pack, &*file, &entry);
         Ok(Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?))
     }
@@ -279,6 +318,16 @@ impl Packs {
         self.state().recipes.get(id).map(|p| p.stored)
     }
 
+    /// Whether the pack's index could be read.
+    pub fn is_known(&self, pack: &str) -> bool {
+        self.state().packs.contains_key(pack)
+    }
+
+    /// All version records.
+    pub fn versions(&self) -> Vec<Id> {
+        self.state().versions.keys().copied().collect()
+    }
+
     /// File stems, sorted; those that cannot be read included.
     pub fn pack_names(&self) -> Vec<String> {
         let state = self.state();
@@ -305,6 +354,55 @@ impl Packs {
         indexed.map(|i| i.entries.iter().map(|e| (e.kind, e.id)).collect()).unwrap_or_default()
     }
 
+    /// What a pack holds. One that cannot be read holds nothing, and is not sound.
+    pub fn listing(&self, pack: &str) -> Listing {
+        let path = self.dir.join(format!("{pack}.pack"));
+        let Some(indexed) = self.disk.open(&path).ok().and_then(|f| scan::index(&*f, pack).ok()) else {
+            return Listing { bytes: 0, sound: false, things: vec![] };
+        };
+        let state = self.state();
+        let listed = |e: &Entry| {
+            let counts = state.of(e.kind).get(&e.id).is_some_and(|p| p.pack.name == pack);
+            Listed { kind: e.kind, id: e.id, stored: e.stored, counts }
+        };
+        let things = indexed.entries.iter().map(listed).collect();
+        Listing { bytes: indexed.bytes, sound: indexed.findings.is_empty(), things }
+    }
+
+    /// Copies a thing into a new pack as it is stored; every frame is checked on the way.
+    pub fn copy(&self, kind: Kind, id: &Id, writer: &mut PackWriter) -> Result<()> {
+        match kind {
+            Kind::Recipe => writer.put_recipe_bytes(&self.plain(kind, id)?.2).map(drop),
+            Kind::Version => writer.put_version(&self.plain(kind, id)?.2).map(drop),
+            _ => self.copy_object(&*self.object(id)?, None, writer),
+        }
+    }
+
+    /// Copies an object's blocks, and its record or another one with the same table.
+    pub fn copy_object(&self, object: &StoredObject, as_: Option<ObjectRecord>, writer: &mut PackWriter) -> Result<()> {
+        let file = self.file(&object.pack)?;
+        for (index, info) in (0..).zip(&object.record.blocks) {
+            if info.encoded == 0 {
+                writer.put_block(&[])?;
+                continue;
+            }
+            let frame = scan::read_frame(&*file, Kind::Block, object.block_offset(index), info.encoded);
+            let frame = frame.map_err(|why| StoreError::damaged(format!("{}: {why}", object.describe_block(index))))?;
+            writer.put_block(&frame[FRAME as usize..])?;
+        }
+        let record = as_.unwrap_or_else(|| object.record.clone());
+        writer.put_object(&ObjectRecord { empty_frames: false, ..record })
+    }
+
+    /// Removes packs. Who calls holds the gate alone. They are gone for good when it returns.
+    pub fn remove(&self, packs: &[String]) -> Result<()> {
+        let mut each = packs.iter().map(|name| self.dir.join(format!("{name}.pack")));
+        let removed = each.try_for_each(|path| self.disk.remove(&path).at(&path));
+        let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir).at(&self.dir));
+        self.refresh()?;
+        removed
+    }
+
     /// Reads and checks every byte of a pack, for fsck. Damage goes to `f`; an error is a pack that can't be
     /// opened or that a later mgit wrote.
     pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<()> {
@@ -329,9 +427,22 @@ impl Packs {
         Ok((place, entry))
     }
 
+    /// As [`find`](Self::find), with the file open. Looks again where the pack has vanished.
+    fn find_open(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Arc<dyn DiskFile>)> {
+        let (mut place, mut entry) = self.find(kind, id)?;
+        let file = match self.file(&place.pack) {
+            Err(e) if is_gone(&e) => {
+                self.refresh()?;
+                (place, entry) = self.find(kind, id)?;
+                self.file(&place.pack)?
+            }
+            other => other?,
+        };
+        Ok((place, entry, file))
+    }
+
     fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Vec<u8>)> {
-        let (place, entry) = self.find(kind, id)?;
-        let file = self.file(&place.pack)?;
+        let (place, entry, file) = self.find_open(kind, id)?;
         let bytes = scan::read_plain(&*file, &entry).map_err(|why| damaged(&place, &entry, &why))?;
         Ok((place, entry, bytes))
     }
@@ -344,6 +455,11 @@ impl Packs {
         self.files.insert(pack.key, file.clone());
         Ok(file)
     }
+}
+
+/// Whether a read failed because its pack is no longer there.
+pub fn is_gone(e: &StoreError) -> bool {
+    e.io().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn damaged(place: &Place, entry: &Entry, why: &str) -> StoreError {

@@ -348,7 +348,7 @@ fn the_kernel_is_told_what_no_longer_holds() {
     let commit = |version: &str| {
         let id = fake.commit("acme/bert", version, &[("a", version.as_bytes())]);
         let (model, version) = ("acme/bert".parse().unwrap(), version.parse().unwrap());
-        Event::Remove { model, version, id }
+        Event::Remove { model, version, id, at: None }
     };
     let event = commit("v3");
     let name = |parent: u64, name: &str| Stale::Name { parent, name: name.to_owned() };

@@ -1,0 +1,158 @@
+//! Giving back what nothing needs any longer.
+//!
+//! A plan from what is live ([`super::roots`]) and what the packs hold; then its execution: the live things of packs
+//! that are mostly dead move to a new pack, which is sealed before the old ones go. Stopped anywhere, the repository is
+//! whole, and the next run goes on. What is live is taken from the journal, not from the catalog; and while something of it
+//! is damaged or missing, nothing is freed, for nobody knows what that would need.
+//!
+//! It runs alone at the gate: not beside an import. It writes nothing to the journal.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::engine::Engine;
+use super::progress::Progress;
+use super::roots::{Live, Roots};
+use super::{Repo, RepoError};
+use crate::store::gate;
+use crate::store::pack::{Kind, PackWriter, remove_leftovers};
+
+/// Where a new pack ends and the next begins.
+const PACK: u64 = 1 << 30;
+
+/// What is freed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Rules {
+    pub dry_run: bool,
+    /// What went away less long ago stays.
+    pub grace: Duration,
+    /// From how many per cent of dead bytes on a pack is written anew.
+    pub dead_percent: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    Keep,
+    Compact,
+    Remove,
+}
+
+/// What becomes of a pack.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PackPlan {
+    pub pack: String,
+    pub bytes: u64,
+    /// Of these, bytes of what nothing needs.
+    pub dead: u64,
+    pub fate: Fate,
+}
+
+/// What was done, or would be.
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub packs: Vec<PackPlan>,
+    /// Unfinished packs of crashed imports.
+    pub leftovers: usize,
+    pub freed_bytes: u64,
+}
+
+/// Frees what the rules allow. `None` while something else adds to the packs: nothing was done.
+pub fn collect(engine: &Engine, rules: &Rules, progress: &dyn Progress) -> Result<Option<Outcome>, RepoError> {
+    let (repo, dir) = (&*engine.repo, engine.repo.dir.join("packs"));
+    if rules.dry_run {
+        repo.refresh()?;
+        let (packs, _) = plan(engine, rules)?;
+        let freed_bytes = packs.iter().filter(|p| p.fate != Fate::Keep).map(freed).sum();
+        return Ok(Some(Outcome { packs, leftovers: 0, freed_bytes }));
+    }
+    let Some(_alone) = gate::try_close(&*repo.disk, &dir)? else { return Ok(None) };
+    repo.refresh()?;
+    let leftovers = remove_leftovers(&*repo.disk, &dir)?.len();
+    let (packs, live) = plan(engine, rules)?;
+    let before = repo.packs.pack_bytes();
+    execute(repo, &packs, &live, progress)?;
+    engine.tell(&[]);
+    let freed_bytes = before.saturating_sub(repo.packs.pack_bytes());
+    Ok(Some(Outcome { packs, leftovers, freed_bytes }))
+}
+
+fn freed(pack: &PackPlan) -> u64 {
+    if pack.fate == Fate::Remove { pack.bytes } else { pack.dead }
+}
+
+fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoError> {
+    let repo = &*engine.repo;
+    let since = Timestamp::now().checked_sub(rules.grace).unwrap_or(Timestamp::MIN);
+    let live = Roots::of(repo, &engine.replayed()?, since).and_then(|roots| roots.live(repo));
+    let live = live.map_err(|e| {
+        RepoError::refused(format!(
+            "{e}; nothing is freed while something that is needed is damaged: see 'mgit fsck', or remove what needs it"
+        ))
+    })?;
+    let packs = repo.packs.pack_names().into_iter().map(|pack| fate(repo, pack, &live, rules)).collect();
+    Ok((packs, live))
+}
+
+fn fate(repo: &Repo, pack: String, live: &Live, rules: &Rules) -> PackPlan {
+    let listing = repo.packs.listing(&pack);
+    let needed = listing.things.iter().filter(|t| t.counts && live.has(t.kind, &t.id));
+    let (count, bytes) = needed.fold((0, 0), |(n, bytes), t| (n + 1, bytes + t.stored));
+    let all: u64 = listing.things.iter().map(|t| t.stored).sum();
+    let dead = all - bytes;
+    let fate = match count {
+        0 if repo.packs.is_known(&pack) => Fate::Remove,
+        0 => Fate::Keep,
+        _ if !listing.sound || dead == 0 => Fate::Keep,
+        _ if dead as f64 * 100.0 < rules.dead_percent as f64 * all as f64 => Fate::Keep,
+        _ => Fate::Compact,
+    };
+    PackPlan { pack, bytes: listing.bytes, dead, fate }
+}
+
+/// Carries the plan out. What is dead for sure goes first: the disk may be full.
+fn execute(repo: &Repo, plan: &[PackPlan], live: &Live, progress: &dyn Progress) -> Result<(), RepoError> {
+    let of = |fate| plan.iter().filter(move |p| p.fate == fate);
+    progress.expect(of(Fate::Compact).map(|p| p.bytes - p.dead).sum());
+    progress.check()?;
+    repo.packs.remove(&of(Fate::Remove).map(|p| p.pack.clone()).collect::<Vec<_>>())?;
+    let mut old: Vec<String> = Vec::new();
+    let mut writer: Option<PackWriter> = None;
+    for pack in of(Fate::Compact) {
+        let to = match &mut writer {
+            Some(to) => to,
+            none => none.insert(PackWriter::create_beside(repo.disk.clone(), &repo.dir.join("packs"))?),
+        };
+        for t in repo.packs.listing(&pack.pack).things.iter().filter(|t| t.counts && live.has(t.kind, &t.id)) {
+            progress.check()?;
+            repo.packs.copy(t.kind, &t.id, to)?;
+            progress.stored(t.stored);
+        }
+        old.push(pack.pack.clone());
+        if to.bytes() >= PACK {
+            replace(repo, &mut writer, &mut old)?;
+        }
+    }
+    replace(repo, &mut writer, &mut old)
+}
+
+/// The new pack in the place of the old ones.
+fn replace(repo: &Repo, writer: &mut Option<PackWriter>, old: &mut Vec<String>) -> Result<(), RepoError> {
+    let Some(writer) = writer.take() else { return Ok(()) };
+    let _lease = writer.seal()?;
+    repo.packs.remove(old)?;
+    old.clear();
+    repo.refresh()
+}
+
+impl Live {
+    fn has(&self, kind: Kind, id: &crate::model::id::Id) -> bool {
+        match kind {
+            Kind::Version => self.versions.contains(id),
+            Kind::Recipe => self.recipes.contains(id),
+            _ => self.objects.contains(id),
+        }
+    }
+}
