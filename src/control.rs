@@ -24,6 +24,7 @@ use crate::repo::engine::{Above, Detail, Engine};
 use crate::repo::keep::{self, Keeper, Kept};
 use crate::repo::origin::Move;
 use crate::repo::progress::{Progress, Silent};
+use crate::repo::work;
 use crate::repo::{Repo, RepoError};
 use crate::repo::{gc, graph};
 
@@ -69,6 +70,8 @@ pub enum Request {
     CacheList,
     CacheAdd(Vec<VersionRef>),
     CacheRemove(Vec<VersionRef>),
+    /// Of tests, results, recipes and updates.
+    Work(work::Ask),
 }
 
 /// What is answered.
@@ -93,6 +96,7 @@ pub enum Response {
     Cached(Vec<Kept>, Option<u64>),
     /// Files and their bytes.
     Sum(u64, u64),
+    Work(work::Answer),
     Done,
     /// One line for the user.
     Failed(String),
@@ -140,6 +144,7 @@ pub fn answer(
                 return Err(RepoError::refused("there is no disk cache; mount with 'mgit mount --disk-cache SIZE'"));
             }
         },
+        Request::Work(ask) => Response::Work(work::answer(engine, ask)?),
         Request::CacheRemove(versions) => match keeper {
             Some(k) => sum(keep::remove(engine, k.files(), &versions)?),
             None => sum(keep::remove(engine, &keep::unattended(&engine.repo.dir)?, &versions)?),
@@ -176,7 +181,8 @@ pub fn socket_path(repo_dir: &Path) -> PathBuf {
     runtime_dir().join(path_tag(&real) + ".sock")
 }
 
-fn runtime_dir() -> PathBuf {
+/// Where sockets are, and what else lives as long as a command.
+pub fn runtime_dir() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(dir) if Path::new(&dir).is_dir() => PathBuf::from(dir).join("mgit"),
         // SAFETY: getuid takes nothing and cannot fail.

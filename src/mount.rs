@@ -539,6 +539,19 @@ pub fn daemonize(log: &Path) -> Result<()> {
     start_in_background(command, log)
 }
 
+/// Like [`start_in_background`]; the command is told to stop when this process ends, however it does. To be called from a
+/// thread that lasts as long.
+pub fn start_for_this_process(mut command: Command, log: &Path) -> Result<()> {
+    // SAFETY: between fork and exec, only prctl is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    start_in_background(command, log)
+}
+
 /// Like [`daemonize`], for any command that calls [`notify_ready`].
 pub fn start_in_background(mut command: Command, log: &Path) -> Result<()> {
     let file = open_log(log).or_else(|e| fail(format!("cannot open the log {}: {e}", log.display())))?;

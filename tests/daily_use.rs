@@ -155,6 +155,7 @@ fn help_teaches_and_wrong_usage_exits_2() {
         "diff",
         "kinship",
         "stats",
+        "test",
         "rm",
         "link",
         "unlink",

@@ -36,6 +36,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli"]),
     ("env_logger", &["cli"]),
     ("bytesize", &["cli"]),
+    ("glob", &["model"]),
 ];
 
 /// Lines of a file, of a function.

@@ -6,9 +6,10 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Global, out};
-use crate::ask;
 use crate::control::{Request, Response};
 use crate::repo::fsck::{Finding, fsck};
+use crate::repo::work::{Answer, Ask, check_files};
+use crate::{ask, work};
 
 /// Check every byte of the store: each block decoded and held against its id, each version whole
 ///
@@ -27,6 +28,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     }
     let living = ask!(session, Request::List, Response::Heads(h) => h)?;
     let stale = ask!(session, Request::CheckCatalog, Response::Differences(d) => d)?;
+    let files = work!(session, Ask::Files, Answer::Files(f) => f)?;
     drop(session);
     let bar = out::Bar::new("checking", false)?;
     let mut report = fsck(&repo, &living, &bar)?;
@@ -36,6 +38,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         what: format!("{what}: not as the journal says; 'mgit fsck --rebuild' makes the catalog anew"),
         place: "catalog".to_owned(),
     }));
+    report.findings.extend(check_files(&repo, &files));
     report.ok = report.findings.is_empty();
     if g.json {
         out::print_json(&json!(report))?;

@@ -18,9 +18,11 @@ mod ls;
 mod mount;
 mod out;
 mod rm;
+mod served;
 mod show;
 mod side;
 mod stats;
+mod test;
 mod umount;
 mod verify;
 
@@ -90,6 +92,7 @@ enum Verb {
     Stats(stats::Args),
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
+    Test(test::Args),
     Rm(rm::Args),
     Gc(gc::Args),
     Fsck(fsck::Args),
@@ -171,6 +174,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Stats(a) => stats::run(g, a),
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),
+        Verb::Test(a) => test::run(g, a),
         Verb::Rm(a) => rm::run(g, a),
         Verb::Gc(a) => gc::run(g, a),
         Verb::Fsck(a) => fsck::run(g, a),

@@ -120,6 +120,20 @@ impl Bar {
         Ok(Bar { bar, stop, hashing })
     }
 
+    /// Of things instead of bytes: each one [`stored`](Progress::stored) as 1.
+    pub fn counting(what: &str, total: u64) -> std::io::Result<Bar> {
+        let bar = Bar::new(what, false)?;
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {elapsed}");
+        bar.bar.set_style(style.expect("a constant template").progress_chars("=> "));
+        bar.bar.set_length(total);
+        Ok(bar)
+    }
+
+    /// Prints lines without tearing the bar.
+    pub fn print(&self, line: &str) -> std::io::Result<()> {
+        self.bar.suspend(|| print_lines([line]))
+    }
+
     pub fn done(&self) {
         self.bar.finish_and_clear();
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::id::Id;
 use super::name::{ModelName, VersionName};
 use super::record::{ParentEdge, Real, Relation, is_false};
+use super::test::{Test, TestName, TestResult};
 
 /// One journal entry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,6 +63,12 @@ pub enum Event {
     },
     /// No edge of either kind from `child` to `parent` any longer.
     Unlink { child: Id, parent: Id },
+    /// A test is registered, or registered anew under its name.
+    Test(Test),
+    /// The test is registered no longer; its results stay.
+    TestRemove { test: TestName },
+    /// What a run of a test gave; in place of what the same test content gave on the same version before.
+    Result(Box<TestResult>),
 }
 
 impl Event {

@@ -14,4 +14,5 @@ pub mod recipe;
 pub mod record;
 pub mod sketch;
 pub mod table;
+pub mod test;
 pub mod wire;

@@ -37,7 +37,7 @@ pub struct VersionRef {
     pub version: Option<VersionName>,
 }
 
-fn segment(s: &str) -> Result<(), NameError> {
+pub(super) fn segment(s: &str) -> Result<(), NameError> {
     let b = s.as_bytes();
     let inside = |c: &u8| c.is_ascii_alphanumeric() || b"._-".contains(c);
     let ok = (1..=80).contains(&b.len())

@@ -114,6 +114,11 @@ impl Engine {
 
     /// Makes a sealed import visible, and moves guessed edges to it. `event` must be a commit whose record lies in a pack.
     pub fn publish(&self, event: Event, moves: &[Move]) -> Result<Head, RepoError> {
+        self.publish_with(event, moves, vec![])
+    }
+
+    /// As [`publish`](Self::publish), with more events that happen with it or not at all.
+    pub fn publish_with(&self, event: Event, moves: &[Move], more: Vec<Event>) -> Result<Head, RepoError> {
         let Event::Commit { model, version, id, previous, parents, .. } = &event else {
             return Err(RepoError::refused("only a commit can be published"));
         };
@@ -132,7 +137,7 @@ impl Engine {
         }
         let id = *id;
         let moved = self.moved(&event, id, moves)?;
-        self.commit(&mut journal, [vec![event], moved].concat())?;
+        self.commit(&mut journal, [vec![event], moved, more].concat())?;
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
     }
 
@@ -253,6 +258,12 @@ impl Engine {
         Ok((child, parent))
     }
 
+    /// Takes down what changes no version and no edge.
+    pub(super) fn record(&self, events: Vec<Event>) -> Result<(), RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        self.commit(&mut journal, events)
+    }
+
     fn commit(&self, journal: &mut Journal, events: Vec<Event>) -> Result<(), RepoError> {
         let position = journal.append(&events)?;
         let catalog = self.catalog();
@@ -357,6 +368,9 @@ impl Engine {
                     out.push(label(&head));
                 }
             }
+        }
+        if live.work()? != fresh.work()? {
+            out.push("tests, results, recipes or updates".to_owned());
         }
         Ok(out)
     }

@@ -26,7 +26,7 @@ use crate::store::{ScanItem, StoreError};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 pub struct Finding {
     /// `pack`, `block`, `object`, `recipe`, `version`, `missing`, `unreadable` (a good block on a damaged
-    /// base), `journal`, `catalog`.
+    /// base), `journal`, `catalog`, `file` (a kept one).
     pub kind: String,
     /// What is damaged, and whom it concerns.
     pub what: String,

@@ -21,12 +21,16 @@ pub mod kinship;
 pub mod log;
 pub mod origin;
 pub mod pair;
+pub mod program;
 pub mod progress;
 pub mod read;
 pub mod roots;
+pub mod scratch;
 pub mod show;
 pub mod space;
+pub mod tests;
 pub mod walk;
+pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,6 +110,11 @@ impl Repo {
         self.packs.refresh()?;
         self.caches.forget_moved(self.packs.moves());
         Ok(())
+    }
+
+    /// The files that the journal's events name.
+    pub fn files(&self) -> crate::store::files::Files {
+        crate::store::files::Files::new(self.disk.clone(), &self.dir)
     }
 
     /// The version record that `id` names, checked.

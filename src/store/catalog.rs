@@ -13,10 +13,13 @@
 //! k parent child           relation, JSON
 //! x previous id            nothing: `id` follows `previous`
 //! s seq u64 BE             id: all commits in order
+//! t … r …                  tests and results (catalog/work.rs)
 //! ```
 //! A second commit of the same id says nothing. Edges of removed versions stay.
 //!
 //! It doesn't know packs or files. sled does its own I/O, past the disk seam: nothing here is ground state.
+
+mod work;
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
@@ -373,6 +376,10 @@ impl Frame<'_> {
             }
             Event::Follow { id, previous, guess } => self.follow(id, Some(*previous), *guess),
             Event::Unlink { child, parent } => self.unlink(child, parent),
+            work => {
+                self.take_work(work);
+                Ok(())
+            }
         }
     }
 
@@ -516,6 +523,7 @@ mod tests {
                         }
                     });
                 }
+                _ => {}
             }
         }
 

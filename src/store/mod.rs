@@ -10,6 +10,7 @@
 pub mod catalog;
 mod check;
 pub mod disk;
+pub mod files;
 pub mod gate;
 pub mod journal;
 pub mod pack;

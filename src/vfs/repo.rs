@@ -18,7 +18,7 @@ use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
 use crate::repo::keep::{Count, Keeper};
 use crate::repo::read::FileReader;
-use crate::repo::{Repo, RepoError};
+use crate::repo::{Repo, RepoError, tests};
 
 /// Models whose versions are held in memory.
 const MAX_MODELS: usize = 1 << 16;
@@ -99,7 +99,7 @@ impl RepoSource {
             Page::Version(id, Sheet::Info) => cards.info(id)?.into(),
             Page::Version(id, Sheet::Diff) => cards.diff(id)?,
             Page::Version(id, Sheet::Log) => cards.log(id)?.into(),
-            Page::Version(_, Sheet::Tests) => "[]\n".into(), // no test was ever run
+            Page::Version(id, Sheet::Tests) => tests::card(&self.engine, id)?.into(),
             Page::Graph(Drawing::Dot) => dot::dot(&cards.charged()).into(),
             Page::Graph(Drawing::Svg) => svg::svg(&cards.charged()).into(),
             Page::Graph(Drawing::Json) => json::json(&cards.charged()).into(),
