@@ -26,7 +26,7 @@ use crate::repo::origin::Move;
 use crate::repo::progress::{Progress, Silent};
 use crate::repo::work;
 use crate::repo::{Repo, RepoError};
-use crate::repo::{gc, graph};
+use crate::repo::{gc, graph, house};
 
 /// Longest request or response on the wire.
 pub const MAX_LINE: u64 = 256 << 20;
@@ -60,6 +60,10 @@ pub enum Request {
     Remove(Vec<VersionRef>),
     Link(VersionRef, VersionRef, Option<Relation>),
     Unlink(VersionRef, VersionRef),
+    /// Undoing a removal, tags, another name for a model.
+    House(house::Ask),
+    /// A model's tags.
+    Tags(ModelName),
     /// Frees what nothing needs.
     Gc(gc::Rules),
     /// Makes the catalog anew.
@@ -90,6 +94,7 @@ pub enum Response {
     Graph(Graph),
     Name(VersionName),
     Differences(Vec<String>),
+    Tags(Vec<(VersionName, Id)>),
     /// None while something adds to the packs.
     Gc(Option<gc::Outcome>),
     /// And how many bytes there is room for, where a daemon keeps it.
@@ -131,6 +136,8 @@ pub fn answer(
         Request::Remove(refs) => Response::Heads(engine.remove(&refs)?),
         Request::Link(c, p, r) => pair(engine.link(&c, &p, r)?),
         Request::Unlink(c, p) => pair(engine.unlink(&c, &p)?),
+        Request::House(ask) => Response::Heads(house::answer(engine, &ask)?),
+        Request::Tags(model) => Response::Tags(engine.catalog().tags(&model)?),
         Request::Gc(rules) => Response::Gc(gc::collect(engine, &rules, progress)?),
         Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
         Request::CheckCatalog => Response::Differences(engine.check_catalog()?),

@@ -28,6 +28,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),
+    ("glob", &["model"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("anstream", &["cli"]),

@@ -16,6 +16,7 @@ mod link;
 mod log;
 mod ls;
 mod mount;
+mod mv;
 mod out;
 mod rm;
 mod served;
@@ -23,7 +24,9 @@ mod show;
 mod side;
 mod stats;
 mod test;
+mod tag;
 mod umount;
+mod undo;
 mod verify;
 
 use std::cell::OnceCell;
@@ -94,6 +97,9 @@ enum Verb {
     Unlink(link::UnlinkArgs),
     Test(test::Args),
     Rm(rm::Args),
+    Undo(undo::Args),
+    Mv(mv::Args),
+    Tag(tag::Args),
     Gc(gc::Args),
     Fsck(fsck::Args),
     Cache(cache::Args),
@@ -176,6 +182,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Unlink(a) => link::unlink(g, a),
         Verb::Test(a) => test::run(g, a),
         Verb::Rm(a) => rm::run(g, a),
+        Verb::Undo(a) => undo::run(g, a),
+        Verb::Mv(a) => mv::run(g, a),
+        Verb::Tag(a) => tag::run(g, a),
         Verb::Gc(a) => gc::run(g, a),
         Verb::Fsck(a) => fsck::run(g, a),
         Verb::Cache(a) => cache::run(g, a),

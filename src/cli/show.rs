@@ -55,6 +55,7 @@ fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
         fact("created", created),
         fact("size", format!("{}, stored in {}{saved}", out::size(logical), out::size(stored))),
     ];
+    lines.extend(d.tags.iter().map(|t| fact("tag", t.to_string())));
     lines.extend(record.message.lines().map(|l| fact("message", out::harmless(l))));
     lines.extend(d.parents.iter().map(|(p, e)| fact("parent", format!("{} ({})", name(p), manner(e)))));
     lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));

@@ -42,6 +42,17 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<Timestamp>,
     },
+    /// A removed version is back.
+    Restore { model: ModelName, version: VersionName, id: Id },
+    /// The model's tag leads to `id`, or to nothing any longer.
+    Tag {
+        model: ModelName,
+        tag: VersionName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<Id>,
+    },
+    /// All versions and tags of the model `from`, the removed ones too, are `to`'s. That had none.
+    Rename { from: ModelName, to: ModelName },
     /// A provenance edge, appended to the child's parents (or its relation replaced).
     Link {
         child: Id,

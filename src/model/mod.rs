@@ -10,6 +10,7 @@ pub mod lineage;
 pub mod name;
 pub mod number;
 pub mod object;
+pub mod pattern;
 pub mod recipe;
 pub mod record;
 pub mod sketch;

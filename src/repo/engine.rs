@@ -30,6 +30,8 @@ pub struct Detail {
     pub previous: Option<Head>,
     pub next: Vec<Head>,
     pub children: Vec<(Head, Relation)>,
+    #[serde(default)]
+    pub tags: Vec<VersionName>,
 }
 
 /// A version and what it comes from.
@@ -84,7 +86,10 @@ impl Engine {
     /// The version that a reference names.
     pub fn resolve(&self, reference: &VersionRef) -> Result<Head, RepoError> {
         let head = match &reference.version {
-            Some(v) => self.catalog().find(&reference.model, v)?,
+            Some(v) => match self.catalog().find(&reference.model, v)? {
+                None => self.tagged(&reference.model, v)?,
+                found => found,
+            },
             None => self.catalog().newest(&reference.model)?,
         };
         head.ok_or_else(|| RepoError::refused(format!("no version '{reference}' here; 'mgit ls' shows what there is")))
@@ -102,6 +107,9 @@ impl Engine {
     /// Fails when the name was ever given to a version of the model.
     pub fn refuse_used(&self, model: &ModelName, version: &VersionName) -> Result<(), RepoError> {
         match self.catalog().name_used(model, version)? {
+            false if self.catalog().tagged(model, version)?.is_some() => {
+                Err(RepoError::refused(format!("{model}@{version} is a tag; choose another version name")))
+            }
             false => Ok(()),
             true if self.catalog().find(model, version)?.is_some() => {
                 Err(RepoError::refused(format!("{model}@{version} exists already; choose another version name")))
@@ -202,6 +210,7 @@ impl Engine {
         let mut heads: Vec<Head> = Vec::new();
         for r in references {
             let head = self.resolve(r)?;
+            self.refuse_tagged(&head)?;
             if !heads.iter().any(|h| h.id == head.id) {
                 heads.push(head);
             }
@@ -264,6 +273,17 @@ impl Engine {
         self.commit(&mut journal, events)
     }
 
+    /// One change: decided while nobody else makes one, durable when this returns.
+    pub(super) fn change<T>(
+        &self,
+        decide: impl FnOnce() -> Result<(Vec<Event>, T), RepoError>,
+    ) -> Result<T, RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        let (events, value) = decide()?;
+        self.commit(&mut journal, events)?;
+        Ok(value)
+    }
+
     fn commit(&self, journal: &mut Journal, events: Vec<Event>) -> Result<(), RepoError> {
         let position = journal.append(&events)?;
         let catalog = self.catalog();
@@ -309,6 +329,7 @@ impl Engine {
             children: children.into_iter().map(|(child, e)| (child, e.relation)).collect(),
             previous: head.previous.as_ref().map(|p| self.end(p)).transpose()?,
             next: self.catalog().next(&head.id)?.iter().map(|n| self.end(n)).collect::<Result<_, _>>()?,
+            tags: self.tags_of(&head)?,
             head,
         })
     }

@@ -15,6 +15,7 @@ pub mod fsck;
 pub mod gc;
 pub mod graph;
 pub mod hash;
+pub mod house;
 pub mod import;
 pub mod keep;
 pub mod kinship;

@@ -43,6 +43,13 @@ impl Roots {
         Ok(roots)
     }
 
+    /// What one version needs.
+    pub fn of_version(repo: &Repo, id: &Id) -> Result<Roots, RepoError> {
+        let mut roots = Roots::default();
+        roots.version(repo, id)?;
+        Ok(roots)
+    }
+
     fn living(&mut self, repo: &Repo, catalog: &Catalog) -> Result<(), RepoError> {
         catalog.all()?.iter().try_for_each(|h| self.version(repo, &h.id))
     }

@@ -45,6 +45,6 @@ pub fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
         "next": d.next.iter().map(version).collect::<Vec<_>>(),
         "children": d.children.iter().map(related).collect::<Vec<_>>(),
         "files": files.map(file).collect::<Vec<_>>(),
-        "tags": [],
+        "tags": d.tags,
     })
 }

@@ -14,6 +14,7 @@
 //! x previous id            nothing: `id` follows `previous`
 //! s seq u64 BE             id: all commits in order
 //! t … r …                  tests and results (catalog/work.rs)
+//! g model 0 tag            id: where a tag leads
 //! ```
 //! A second commit of the same id says nothing. Edges of removed versions stay.
 //!
@@ -111,6 +112,10 @@ fn name_key(model: &ModelName, version: &VersionName) -> Vec<u8> {
 
 fn seq_key(seq: u64) -> Vec<u8> {
     key(b's', &[&seq.to_be_bytes()])
+}
+
+fn tag_key(model: &ModelName, tag: &VersionName) -> Vec<u8> {
+    key(b'g', &[model.as_str().as_bytes(), &[0], tag.as_str().as_bytes()])
 }
 
 fn model_prefix(model: &ModelName) -> Vec<u8> {
@@ -269,10 +274,31 @@ impl Catalog {
         Ok(self.get(&name_key(model, version))?.is_some())
     }
 
+    /// The last version committed under a name, removed or not.
+    pub fn last_named(&self, model: &ModelName, version: &VersionName) -> Result<Option<Head>> {
+        self.get(&name_key(model, version))?.map(|id| self.must(&id_of(&id)?)).transpose()
+    }
+
     /// Versions of the model ever committed.
     pub fn ever(&self, model: &ModelName) -> Result<u64> {
         let keys = self.db.scan_prefix(model_prefix(model)).keys();
         keys.map(|k| k.map(|_| 1).map_err(failed)).sum()
+    }
+
+    /// Where a tag leads.
+    pub fn tagged(&self, model: &ModelName, tag: &VersionName) -> Result<Option<Id>> {
+        self.get(&tag_key(model, tag))?.map(|id| id_of(&id)).transpose()
+    }
+
+    /// A model's tags, sorted, and where they lead.
+    pub fn tags(&self, model: &ModelName) -> Result<Vec<(VersionName, Id)>> {
+        let prefix = key(b'g', &[model.as_str().as_bytes(), &[0]]);
+        let tag = |item: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (k, id) = item.map_err(failed)?;
+            let name = std::str::from_utf8(&k[prefix.len()..]).ok().and_then(|n| n.parse().ok());
+            Ok((name.ok_or_else(|| senseless("a tag"))?, id_of(&id)?))
+        };
+        self.db.scan_prefix(&prefix).map(tag).collect()
     }
 
     /// A version, removed or not.
@@ -371,6 +397,12 @@ impl Frame<'_> {
                 self.commit(head, parents)
             }
             Event::Remove { id, at, .. } => self.change(id, |h| (h.removed, h.removed_at) = (true, *at)),
+            Event::Restore { id, .. } => self.change(id, |h| (h.removed, h.removed_at) = (false, None)),
+            Event::Tag { model, tag, id } => {
+                self.writes.insert(tag_key(model, tag), id.map(|id| id.0.to_vec()));
+                Ok(())
+            }
+            Event::Rename { from, to } => self.rename(from, to),
             &Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                 self.link(&child, ParentEdge { id, relation, coefficient, guess, distance })
             }
@@ -433,6 +465,41 @@ impl Frame<'_> {
         Ok(())
     }
 
+    /// All keys of the model `from` become keys of `to`, and so do the heads.
+    fn rename(&mut self, from: &ModelName, to: &ModelName) -> Result<()> {
+        for tag in *b"mng" {
+            let prefix = |model: &ModelName| key(tag, &[model.as_str().as_bytes(), &[0]]);
+            let (old, new) = (prefix(from), prefix(to));
+            for (k, id) in self.scan(&old)? {
+                let id_is = id_of(&id)?;
+                self.writes.insert(k.clone(), None);
+                self.put([&new, &k[old.len()..]].concat(), id);
+                self.change(&id_is, |h| {
+                    if h.model == *from {
+                        h.model = to.clone();
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All keys that begin so, with what this frame has written already.
+    fn scan(&self, prefix: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut found = BTreeMap::new();
+        for item in self.catalog.db.scan_prefix(prefix) {
+            let (k, v) = item.map_err(failed)?;
+            found.insert(k.to_vec(), v.to_vec());
+        }
+        for (k, v) in self.writes.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix)) {
+            match v {
+                Some(v) => found.insert(k.clone(), v.clone()),
+                None => found.remove(k),
+            };
+        }
+        Ok(found)
+    }
+
     fn change(&mut self, id: &Id, f: impl FnOnce(&mut Head)) -> Result<()> {
         let Some(mut head) = self.head(id)? else { return Ok(()) };
         f(&mut head);
@@ -493,6 +560,7 @@ mod tests {
     struct Naive {
         heads: Vec<Head>,
         edges: Vec<(Id, ParentEdge)>,
+        tags: BTreeMap<(ModelName, VersionName), Id>,
     }
 
     impl Naive {
@@ -509,6 +577,15 @@ mod tests {
                     parents.iter().for_each(|p| self.link(id, *p));
                 }
                 Event::Remove { id, at, .. } => self.head(&id, |h| (h.removed, h.removed_at) = (true, at)),
+                Event::Restore { id, .. } => self.head(&id, |h| (h.removed, h.removed_at) = (false, None)),
+                Event::Tag { model, tag, id: Some(id) } => drop(self.tags.insert((model, tag), id)),
+                Event::Tag { model, tag, id: None } => drop(self.tags.remove(&(model, tag))),
+                // Only onto a name that nobody has: else two versions could be called the same.
+                Event::Rename { from, to } => {
+                    self.heads.iter_mut().filter(|h| h.model == from).for_each(|h| h.model = to.clone());
+                    let moved = |((m, t), id)| ((if m == from { to.clone() } else { m }, t), id);
+                    self.tags = std::mem::take(&mut self.tags).into_iter().map(moved).collect();
+                }
                 Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                     self.link(child, ParentEdge { id, relation, coefficient, guess, distance })
                 }
@@ -525,6 +602,12 @@ mod tests {
                 }
                 _ => {}
             }
+        }
+
+        /// A model is renamed only to a name that none has.
+        fn may(&self, event: &Event) -> bool {
+            let Event::Rename { to, .. } = event else { return true };
+            self.heads.iter().all(|h| h.model != *to) && self.tags.keys().all(|(m, _)| m != to)
         }
 
         fn link(&mut self, child: Id, edge: ParentEdge) {
@@ -547,6 +630,10 @@ mod tests {
             assert_eq!(c.all().unwrap(), living);
             let ids: Vec<_> = self.heads.iter().map(|h| h.id).collect();
             assert_eq!((c.since(0).unwrap(), c.since(2).unwrap()), (ids.clone(), ids.get(2..).unwrap_or(&[]).to_vec()));
+            for ((model, tag), id) in &self.tags {
+                assert_eq!(c.tagged(model, tag).unwrap(), Some(*id));
+                assert!(c.tags(model).unwrap().contains(&(tag.clone(), *id)));
+            }
             let models: std::collections::BTreeSet<_> = living.iter().map(|h| h.model.clone()).collect();
             assert_eq!(c.models().unwrap(), models.into_iter().collect::<Vec<_>>());
             for h in &self.heads {
@@ -587,6 +674,20 @@ mod tests {
                 id: id(i),
                 at: Some(Timestamp::UNIX_EPOCH).filter(|_| i % 2 == 0),
             }),
+            1 => n.clone().prop_map(|i| Event::Restore {
+                model: "a".parse().unwrap(),
+                version: VersionName::numbered(1),
+                id: id(i),
+            }),
+            1 => (0usize..4, 0usize..4).prop_map(|(from, to)| Event::Rename {
+                from: ["a", "a.b", "x/a", "r0"][from].parse().unwrap(),
+                to: ["r0", "r1", "x/r", "a"][to].parse().unwrap(),
+            }),
+            1 => (0u8..3, 0u8..2, proptest::option::of(n.clone())).prop_map(|(m, t, i)| Event::Tag {
+                model: ["a", "a.b", "x/a"][m as usize].parse().unwrap(),
+                tag: ["prod", "p"][t as usize].parse().unwrap(),
+                id: i.map(id),
+            }),
             1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| {
                 let coefficient = Some(Real(r as f64 / 4.0)).filter(|_| r > 4);
                 let edge = ParentEdge { coefficient, guess: r % 2 == 0, ..ParentEdge::new(id(b), Relation::ALL[r]) };
@@ -607,8 +708,14 @@ mod tests {
             catalog.clear().unwrap();
             let mut naive = Naive::default();
             for (n, frame) in (1..).zip(&frames) {
-                catalog.apply(frame, at(n)).unwrap();
-                frame.iter().for_each(|e| naive.take(e));
+                let mut taken = Vec::new();
+                for e in frame {
+                    if naive.may(e) {
+                        naive.take(e);
+                        taken.push(e.clone());
+                    }
+                }
+                catalog.apply(&taken, at(n)).unwrap();
                 assert_eq!(catalog.position().unwrap(), Some(at(n)));
             }
             naive.agrees(&catalog);

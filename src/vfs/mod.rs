@@ -279,8 +279,13 @@ impl<S: Source> Vfs<S> {
             let Some(newest) = versions.last() else { return Ok(None) };
             Node::Latest(Arc::new(newest.clone()))
         } else {
-            let Some(version) = versions.iter().find(|v| v.version.as_str() == name) else { return Ok(None) };
-            Node::Inside(Arc::new(version.clone()), 0)
+            match versions.iter().find(|v| v.version.as_str() == name) {
+                Some(version) => Node::Inside(Arc::new(version.clone()), 0),
+                None => match self.source.tags(model)?.into_iter().find(|(tag, _)| tag.as_str() == name) {
+                    Some((_, version)) => Node::Latest(Arc::new(version)),
+                    None => return Ok(None),
+                },
+            }
         };
         let hash = self.hash_of(&node);
         Ok(Some((node, hash)))
@@ -550,7 +555,9 @@ impl<S: Source> Vfs<S> {
                 let versions = self.source.versions(model)?;
                 let latest = versions.last().map(|v| listed("latest".to_owned(), Node::Latest(Arc::new(v.clone()))));
                 let version = |v: &Version| listed(v.version.to_string(), Node::Inside(Arc::new(v.clone()), 0));
-                versions.iter().map(version).chain(latest).collect()
+                let tags = self.source.tags(model)?.into_iter();
+                let tags = tags.map(|(tag, v)| listed(tag.to_string(), Node::Latest(Arc::new(v))));
+                versions.iter().map(version).chain(latest).chain(tags).collect()
             }
             Node::Lineage(dir) => {
                 let all = self.lineage.names(&self.source, dir)?;
@@ -717,9 +724,21 @@ impl<S: Source> Vfs<S> {
         let number = |node: &Node| self.inodes.number(self.hash_of(node), node);
         let mut stale = Vec::new();
         for event in events {
-            let (Event::Commit { model, version, .. } | Event::Remove { model, version, .. }) = event else { continue };
+            let (model, version) = match event {
+                Event::Commit { model, version, .. }
+                | Event::Remove { model, version, .. }
+                | Event::Restore { model, version, .. } => (model, version),
+                Event::Tag { model, tag, .. } => (model, tag),
+                Event::Rename { from, to } => {
+                    let parent = number(&Node::Models);
+                    stale.extend([from, to].map(|m| Stale::Name { parent, name: m.dir_name() }));
+                    stale.push(Stale::Attr(parent));
+                    continue;
+                }
+                _ => continue,
+            };
             let parent = number(&Node::Model(model.clone()));
-            if matches!(event, Event::Remove { .. }) {
+            if matches!(event, Event::Remove { .. } | Event::Tag { .. }) {
                 stale.push(Stale::Name { parent, name: version.to_string() });
                 if self.source.versions(model).is_ok_and(|v| v.is_empty()) {
                     stale.push(Stale::Name { parent: number(&Node::Models), name: model.dir_name() });

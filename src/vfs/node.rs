@@ -28,7 +28,7 @@ pub(super) enum Node {
     Root,
     Models,
     Model(ModelName),
-    /// One for each version that is or was the latest, so that where it leads never changes.
+    /// A link to a version, as `latest` or a tag: one for each version, so that where it leads never changes.
     Latest(Arc<Version>),
     /// Place 0 is the version's own directory.
     Inside(Arc<Version>, u32),

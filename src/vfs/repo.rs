@@ -10,7 +10,7 @@ use super::source::{Drawing, Page, ReadAt, ReadError, Sheet, Source, Version};
 use crate::model::event::Event;
 use crate::model::graph::{Graph, dot, json, svg};
 use crate::model::id::Id;
-use crate::model::name::ModelName;
+use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
 use crate::repo::card::{Cards, Diffs};
@@ -55,7 +55,10 @@ impl RepoSource {
         (memo.models, memo.charges, memo.cards) = (None, None, None);
         for event in events {
             match event {
-                Event::Commit { model, .. } | Event::Remove { model, .. } => drop(memo.versions.remove(model)),
+                Event::Commit { model, .. } | Event::Remove { model, .. } | Event::Restore { model, .. } => {
+                    drop(memo.versions.remove(model))
+                }
+                Event::Rename { .. } => memo.versions.clear(),
                 _ => {}
             }
         }
@@ -145,6 +148,16 @@ impl Source for RepoSource {
 
     fn versions(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, ReadError> {
         told(self.living(model))
+    }
+
+    fn tags(&self, model: &ModelName) -> Result<Vec<(VersionName, Version)>, ReadError> {
+        let find = || -> Result<Vec<(VersionName, Version)>, RepoError> {
+            let tags = self.engine.catalog().tags(model)?;
+            let living = if tags.is_empty() { Arc::default() } else { self.living(model)? };
+            let find = |(tag, id): (VersionName, Id)| Some((tag, living.iter().find(|v| v.id == id)?.clone()));
+            Ok(tags.into_iter().filter_map(find).collect())
+        };
+        told(find())
     }
 
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError> {

@@ -79,6 +79,10 @@ pub trait Source: Send + Sync + 'static {
     fn models(&self) -> Result<Arc<Vec<ModelName>>, ReadError>;
     /// The model's living versions in commit order; the last is `latest`. None for an unknown model.
     fn versions(&self, model: &ModelName) -> Result<Arc<Vec<Version>>, ReadError>;
+    /// Names that lead to living versions of the model, beside `latest`.
+    fn tags(&self, _model: &ModelName) -> Result<Vec<(VersionName, Version)>, ReadError> {
+        Ok(vec![])
+    }
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError>;
     /// For each file of the record, in order: the bytes that it is charged in the store. May change when
     /// other versions go.
