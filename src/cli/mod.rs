@@ -18,6 +18,7 @@ mod ls;
 mod mount;
 mod mv;
 mod out;
+mod repack;
 mod rm;
 mod served;
 mod show;
@@ -101,6 +102,7 @@ enum Verb {
     Mv(mv::Args),
     Tag(tag::Args),
     Gc(gc::Args),
+    Repack(repack::Args),
     Fsck(fsck::Args),
     Cache(cache::Args),
     Completions(completions::Args),
@@ -186,6 +188,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Mv(a) => mv::run(g, a),
         Verb::Tag(a) => tag::run(g, a),
         Verb::Gc(a) => gc::run(g, a),
+        Verb::Repack(a) => repack::run(g, a),
         Verb::Fsck(a) => fsck::run(g, a),
         Verb::Cache(a) => cache::run(g, a),
         Verb::Completions(a) => completions::run(a),

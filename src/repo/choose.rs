@@ -13,7 +13,7 @@ use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
 use crate::model::dtype::Elem;
 use crate::model::id::{block_count, block_len};
-use crate::model::object::{MAX_COST, Mapping};
+use crate::model::object::{Base, MAX_COST, Mapping};
 use crate::model::sketch::kind;
 
 /// Blocks shown to the codec for its choice: one in three, up to about 1 MiB.
@@ -83,6 +83,14 @@ pub fn choose(repo: &Repo, todo: &Todo, effort: Effort) -> Result<(Source, Plan)
     });
     let best = tried.min_by(|a, b| a.0.total_cmp(&b.0)).expect("several options");
     Ok((best.1, best.2))
+}
+
+/// What a tensor would take, as far as samples tell, and what it would be built on.
+pub fn estimate(repo: &Repo, todo: &Todo, effort: Effort) -> Result<(f64, Vec<Base>), RepoError> {
+    let (source, plan) = choose(repo, todo, effort)?;
+    let chooser = Chooser { repo, todo, spec: todo.spec(), effort, samples: samples(todo)? };
+    let bases = source.bases.iter().map(|b| Base { id: b.object.id(), mapping: b.mapping }).collect();
+    Ok((chooser.size(&source, &plan), bases))
 }
 
 /// Blocks from all over the object.

@@ -5,9 +5,6 @@
 //! the value that the first pass found, and each encoding is decoded again before it is trusted: what the
 //! codec cannot give back is stored raw.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use rayon::prelude::*;
 
 use super::choose::{Expected, Source, choose};
@@ -18,7 +15,7 @@ use super::read::cost;
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, Spec};
 use crate::model::dtype::Elem;
-use crate::model::id::{BLOCK, block_count, block_len, block_value};
+use crate::model::id::{BLOCK, Id, block_count, block_len, block_value};
 use crate::model::object::{Base, BlockInfo, ObjectRecord};
 use crate::store::pack::PackWriter;
 
@@ -46,9 +43,7 @@ impl Todo<'_> {
     pub(super) fn raw(&self, index: u64) -> Result<Vec<u8>, RepoError> {
         let mut raw = vec![0; block_len(self.length(), index)];
         let at = self.piece.piece.offset + index * BLOCK;
-        File::open(&self.file.source)
-            .and_then(|f| f.read_exact_at(&mut raw, at))
-            .map_err(|_| RepoError::Changed(self.file.source.clone()))?;
+        self.file.read_at(&mut raw, at)?;
         match block_value(&raw, index, self.length()) == self.piece.values[index as usize] {
             true => Ok(raw),
             false => Err(RepoError::Changed(self.file.source.clone())),
@@ -68,6 +63,8 @@ struct Active {
 pub struct Tally {
     built: u64,
     low_rank: u64,
+    /// What each object was built on.
+    pub bases: Vec<(Id, Vec<Base>)>,
 }
 
 impl Tally {
@@ -117,7 +114,9 @@ pub fn encode_all(
             if a.blocks.len() as u64 == block_count(todo[t].length()) {
                 let done = active[t].take().expect("started");
                 tally.add(&todo[t], &done.source);
-                writer.put_object(&finish(&todo[t], done))?;
+                let record = finish(&todo[t], done);
+                writer.put_object(&record)?;
+                tally.bases.push((record.id, record.bases));
             }
         }
     }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::RepoError;
 use super::progress::Progress;
+use super::read::FileReader;
 use crate::model::id::{BLOCK, BlockValue, Id, block_count, block_len, block_value, fold, object_id};
 use crate::model::layout::{self, Piece};
 use crate::model::recipe::{Extent, Recipe};
@@ -34,9 +35,21 @@ pub struct HashedFile {
     pub size: u64,
     pub digest: Id,
     pub pieces: Vec<HashedPiece>,
+    /// Where it is read from when it is stored already, and `source` only its name.
+    pub stored: Option<FileReader>,
 }
 
 impl HashedFile {
+    /// Fills `buf` from byte `at` on.
+    pub fn read_at(&self, buf: &mut [u8], at: u64) -> Result<(), RepoError> {
+        match &self.stored {
+            Some(reader) => reader.read_at(at, buf),
+            None => File::open(&self.source)
+                .and_then(|f| f.read_exact_at(buf, at))
+                .map_err(|_| RepoError::Changed(self.source.clone())),
+        }
+    }
+
     pub fn recipe(&self) -> Recipe {
         let extent = |p: &HashedPiece| Extent { object: p.id, offset: 0, length: p.piece.length };
         Recipe { digest: self.digest, extents: self.pieces.iter().map(extent).collect() }
@@ -85,7 +98,7 @@ pub fn hash_file(name: &str, source: &Path, progress: &dyn Progress) -> Result<H
     drop(blocks);
     let pieces = pieces.into_iter().zip(values).map(|(p, v)| identify(p, v)).collect();
     let digest = Id(*whole.finalize().as_bytes());
-    Ok(HashedFile { name: name.to_owned(), source: source.to_owned(), size, digest, pieces })
+    Ok(HashedFile { name: name.to_owned(), source: source.to_owned(), size, digest, pieces, stored: None })
 }
 
 fn identify(piece: Piece, values: Vec<BlockValue>) -> HashedPiece {

@@ -25,6 +25,7 @@ pub mod pair;
 pub mod program;
 pub mod progress;
 pub mod read;
+pub mod repack;
 pub mod roots;
 pub mod scratch;
 pub mod show;

@@ -6,8 +6,6 @@
 //! What these are themselves built on may take part in a mix, too. Several children may share a base.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -163,9 +161,7 @@ impl Sample {
         let p = &piece.piece;
         let block = (p.length.div_ceil(BLOCK) - 1) / 2;
         let mut bytes = vec![0; block_len(p.length, block).min(SAMPLE)];
-        File::open(&file.source)
-            .and_then(|f| f.read_exact_at(&mut bytes, p.offset + block * BLOCK))
-            .map_err(|e| RepoError::file(&file.source, e))?;
+        file.read_at(&mut bytes, p.offset + block * BLOCK)?;
         let spec = Spec { elem: Elem::of(p.dtype()), row_bytes: p.row_bytes() as usize };
         Ok(Sample { spec, elements: p.length / spec.elem.width() as u64, block, bytes })
     }

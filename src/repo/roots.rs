@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::{Repo, RepoError};
+use super::{Head, Repo, RepoError};
 use crate::model::id::Id;
 use crate::model::record::EntryKind;
 use crate::store::catalog::Catalog;
@@ -54,10 +54,14 @@ impl Roots {
         catalog.all()?.iter().try_for_each(|h| self.version(repo, &h.id))
     }
 
+    /// As far as an earlier gc with less grace has left them whole.
     fn lately_removed(&mut self, repo: &Repo, catalog: &Catalog, since: Timestamp) -> Result<(), RepoError> {
-        let gone = catalog.ever_all()?.into_iter().filter(|h| h.removed_at.is_some_and(|at| at >= since));
-        // An earlier gc with less grace may have been there.
-        gone.for_each(|h| drop(self.version(repo, &h.id)));
+        let at = |h: &Head| h.removed_at.unwrap_or(Timestamp::UNIX_EPOCH);
+        for head in catalog.ever_all()?.into_iter().filter(|h| h.removed && at(h) >= since) {
+            if Roots::of_version(repo, &head.id).is_ok_and(|roots| roots.live(repo).is_ok()) {
+                self.version(repo, &head.id)?;
+            }
+        }
         Ok(())
     }
 

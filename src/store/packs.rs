@@ -323,6 +323,11 @@ impl Packs {
         self.state().packs.contains_key(pack)
     }
 
+    /// All objects.
+    pub fn objects(&self) -> Vec<Id> {
+        self.state().objects.keys().copied().collect()
+    }
+
     /// All version records.
     pub fn versions(&self) -> Vec<Id> {
         self.state().versions.keys().copied().collect()
