@@ -3,8 +3,11 @@
 //! A frame is acknowledged when its sync has returned, and its check covers the check before it, so a lost,
 //! doubled, swapped or changed frame breaks the chain. What follows the last whole frame is a crash's leftover
 //! if it can be one (the rest of one unacknowledged append): it is ignored, and cut off by the next append. It is damage
-//! if a reader knows an acknowledged position beyond it, or if whole frames can still be seen in it. Layout in
-//! `format.md`.
+//! if a reader knows an acknowledged position beyond it, or if whole frames can still be seen in it. So that the last
+//! frame, too, has one behind it, whoever lets go of the journal after an append leaves an empty one, which nobody waits
+//! for. Layout in `format.md`.
+//!
+//! [`salvage`] reads what is whole of a damaged journal.
 //!
 //! It doesn't know what events mean. One process appends at a time: whoever holds the repository's lock.
 
@@ -36,6 +39,21 @@ pub struct Journal {
     /// End of what is known to be whole.
     end: Mutex<Option<Position>>,
     poisoned: bool,
+    /// Nothing follows the last frame.
+    bare: bool,
+}
+
+impl Drop for Journal {
+    /// Behind the last frame comes an empty one: if that is seen, the frame was acknowledged.
+    fn drop(&mut self) {
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Some(end) = end.filter(|_| self.bare && !self.poisoned) else { return };
+        let mut frame = Vec::new();
+        put_frame(&mut frame, end.chain, b"[]");
+        if self.file.append(&frame).is_err() {
+            let _ = self.file.truncate(end.offset);
+        }
+    }
 }
 
 /// The position before the first frame.
@@ -90,6 +108,100 @@ fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
     (FRAME..rest.len()).any(|at| chains.iter().any(|&c| frame_after(&rest[at..], c).is_some()))
 }
 
+/// What can be read of a journal that is damaged.
+#[derive(Default)]
+pub struct Salvage {
+    /// The events of the frames that are left, in order.
+    pub frames: Vec<Vec<Event>>,
+    /// First and last byte but one of what cannot be read.
+    pub lost: Vec<(u64, u64)>,
+}
+
+/// Reads past damage. After it, a frame is believed when its check fits what is left of the one before, else when it holds
+/// events and the frames behind it follow from it.
+pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
+    let path = dir.join(NAME);
+    let mut out = Salvage::default();
+    let file = match disk.open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(out),
+        opened => opened.at(&path)?,
+    };
+    let mut bytes = vec![0; file.len().at(&path)? as usize];
+    file.read_at(&mut bytes, 0).at(&path)?;
+    let what = format!("journal {}", path.display());
+    let head = bytes.first_chunk().map(|h| read_header(MAGIC, h, &what));
+    match head {
+        Some(Err(e @ StoreError::Later { .. })) => return Err(e),
+        Some(Ok(NUMBER)) => {}
+        _ => out.lost.push((0, (bytes.len() as u64).min(HEADER as u64))),
+    }
+    let mut here = start();
+    while let Some(rest) = bytes.get(here.offset as usize..) {
+        let end = walk(rest, here, &mut |payload, _| {
+            out.frames.push(events(payload, &what)?);
+            Ok(())
+        })?;
+        let rest = &rest[(end.offset - here.offset) as usize..];
+        if rest.is_empty() || !is_damage(rest, end.chain) {
+            break;
+        }
+        let Some((skip, chain)) = next_frame(rest, end.chain) else {
+            out.lost.push((end.offset, bytes.len() as u64));
+            break;
+        };
+        out.lost.push((end.offset, end.offset + skip));
+        here = Position { offset: end.offset + skip, chain };
+        if let Some(orphan) = orphan(&rest[skip as usize..], chain) {
+            out.frames.push(events(orphan, &what)?);
+            let at = here.offset + (FRAME + orphan.len()) as u64;
+            here = Position { offset: at, chain: check_of(&rest[skip as usize..]).expect("a whole frame has a check") };
+        }
+    }
+    out.frames.retain(|f| !f.is_empty());
+    Ok(out)
+}
+
+/// Where in `rest`, which begins with a damaged frame, the next one begins, and what its check covers if that is known.
+fn next_frame(rest: &[u8], before: [u8; 8]) -> Option<(u64, [u8; 8])> {
+    let computed = payload_of(rest).map(|p| check8(&[&before, &rest[..4], p]));
+    let chains: Vec<_> = check_of(rest).into_iter().chain(computed).collect();
+    let follows = |at: usize| chains.iter().copied().find(|&c| frame_after(&rest[at..], c).is_some());
+    let at = |at: usize| Some((at as u64, follows(at)?));
+    (1..rest.len()).find_map(at).or_else(|| {
+        let orphaned = |at: &usize| payload_of(&rest[*at..]).is_some_and(holds_events);
+        (1..rest.len()).find(orphaned).map(|at| (at as u64, [0; 8]))
+    })
+}
+
+fn holds_events(payload: &[u8]) -> bool {
+    payload.len() > 2 && serde_json::from_slice::<Vec<Event>>(payload).is_ok()
+}
+
+/// The payload of a frame whose check cannot be told, for what stood before it is gone.
+fn orphan(bytes: &[u8], chain: [u8; 8]) -> Option<&[u8]> {
+    match frame_after(bytes, chain) {
+        Some(_) => None,
+        None => payload_of(bytes).filter(|p| holds_events(p)),
+    }
+}
+
+/// Puts a journal of these frames in the place of what is there, which is kept as `000001.damaged`.
+pub fn write_anew(disk: &dyn Disk, dir: &Path, frames: &[Vec<Event>]) -> Result<()> {
+    let path = dir.join(NAME);
+    if let Ok(old) = disk.open(&path) {
+        let mut bytes = vec![0; old.len().at(&path)? as usize];
+        old.read_at(&mut bytes, 0).at(&path)?;
+        root::write_whole(disk, &path.with_extension("damaged"), &bytes)?;
+    }
+    let (mut out, mut chain) = (header(MAGIC, NUMBER).to_vec(), start().chain);
+    for payload in frames.iter().map(|f| serde_json::to_vec(f).expect("plain values")).chain([b"[]".to_vec()]) {
+        let at = out.len();
+        put_frame(&mut out, chain, &payload);
+        chain = check_of(&out[at..]).expect("a whole frame has a check");
+    }
+    root::write_whole(disk, &path, &out)
+}
+
 fn events(payload: &[u8], what: &str) -> Result<Vec<Event>> {
     serde_json::from_slice(payload).map_err(|e| StoreError::Later { what: format!("{what} ({e})") })
 }
@@ -103,7 +215,7 @@ impl Journal {
             root::write_whole(&*disk, &path, &header(MAGIC, NUMBER))?;
         }
         let file = disk.open_append(&path).at(&path)?;
-        let journal = Journal { path, file, end: Mutex::new(None), poisoned: false };
+        let journal = Journal { path, file, end: Mutex::new(None), poisoned: false, bare: false };
         let what = journal.what();
         let mut head = [0; HEADER];
         journal.file.read_at(&mut head, 0).map_err(|error| match error.kind() {
@@ -135,7 +247,10 @@ impl Journal {
                 reached = at == from;
                 return if at.offset < from.offset || reached { Ok(()) } else { Err(gone()) };
             }
-            f(&events(payload, &what)?, at)
+            match &events(payload, &what)?[..] {
+                [] => Ok(()),
+                some => f(some, at),
+            }
         })?;
         self.check_rest(&bytes[(end.offset - start.offset) as usize..], end)?;
         if !reached {
@@ -169,7 +284,7 @@ impl Journal {
         written.at(&self.path)?;
         let chain = check_of(&frame).expect("a frame has a check");
         let now = Position { offset: end.offset + frame.len() as u64, chain };
-        self.end = Mutex::new(Some(now));
+        (self.end, self.bare) = (Mutex::new(Some(now)), true);
         Ok(now)
     }
 
@@ -220,6 +335,8 @@ mod tests {
     use crate::model::id::Id;
 
     const LOG: &str = "/j/000001.log";
+    /// Bytes of an empty frame.
+    const EMPTY: u64 = FRAME as u64 + 2;
 
     fn event(n: u8) -> Event {
         Event::Follow { id: Id([n; 32]), previous: Id([n + 100; 32]), guess: false }
@@ -261,7 +378,7 @@ mod tests {
         for (i, from) in at.iter().enumerate() {
             let (events, end) = all(&journal, Some(*from)).unwrap();
             assert_eq!(events, (i as u8..4).map(event).collect::<Vec<_>>());
-            assert_eq!(end, at[4]);
+            assert_eq!(end.offset, at[4].offset + EMPTY);
         }
         assert_eq!(all(&journal, None).unwrap().0.len(), 4);
         let mut two = open(&sim).unwrap();
@@ -276,6 +393,8 @@ mod tests {
         journal.append(&[event(1)]).unwrap();
         let bytes = sim.read(Path::new(LOG));
         let json = format!(r#"[{{"event":"follow","id":"{}","previous":"{}"}}]"#, "01".repeat(32), "65".repeat(32));
+        drop(journal);
+        assert_eq!(sim.read(Path::new(LOG)).len() as u64, 40 + json.len() as u64 + EMPTY);
         assert_eq!(bytes[40..], *json.as_bytes());
         let hex: String = bytes[..40].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, "6d6769742d6c6f67010000000000000001000000000000005450f5f2aa00000094c76454678ac798");
@@ -309,15 +428,47 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             sim.write(Path::new(LOG), &bad);
             let read = |from| open(&sim).and_then(|j| all(&j, from));
-            assert!(read(Some(at[3])).is_err(), "{bit}");
-            match read(None) {
-                Ok((events, _)) => {
-                    assert!(bit as u64 / 8 >= at[2].offset, "{bit}");
-                    assert_eq!(events, [event(0), event(1)]);
-                }
-                Err(_) => assert!(open(&sim).and_then(|mut j| j.append(&[event(7)])).is_err(), "{bit}"),
+            if bit as u64 / 8 >= at[3].offset {
+                assert_eq!(read(Some(at[3])).unwrap().0, []);
+                assert_eq!(read(None).unwrap().0, [event(0), event(1), event(2)], "{bit}");
+                continue;
             }
+            assert!(read(Some(at[3])).is_err() && read(None).is_err(), "{bit}");
+            assert!(open(&sim).and_then(|mut j| j.append(&[event(7)])).is_err(), "{bit}");
         }
+    }
+
+    #[test]
+    fn what_is_whole_is_salvaged() {
+        let (sim, at) = written(5);
+        let whole = sim.read(Path::new(LOG));
+        let salvaged = |bytes: &[u8]| {
+            sim.write(Path::new(LOG), bytes);
+            let s = salvage(&sim, Path::new("/j")).unwrap();
+            (s.frames.concat(), s.lost)
+        };
+        assert_eq!(salvaged(&whole), ((0..5).map(event).collect(), vec![]));
+        for bit in HEADER * 8..at[5].offset as usize * 8 {
+            let mut bad = whole.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let hit = at.iter().filter(|p| p.offset <= bit as u64 / 8).count() as u8 - 1;
+            let (events, lost) = salvaged(&bad);
+            assert_eq!(events, (0..5).filter(|n| *n != hit).map(event).collect::<Vec<_>>(), "{bit}");
+            assert_eq!(lost, [(at[hit as usize].offset, at[hit as usize + 1].offset)], "{bit}");
+        }
+        // Two frames at once, and the header.
+        let mut bad = whole.clone();
+        bad[at[1].offset as usize + 3..at[3].offset as usize - 3].fill(0);
+        assert_eq!(salvaged(&bad).0, [event(0), event(3), event(4)]);
+        bad = whole.clone();
+        bad[9] = 0;
+        assert_eq!(salvaged(&bad), ((0..5).map(event).collect(), vec![(0, HEADER as u64)]));
+        assert_eq!(salvaged(&whole[..at[2].offset as usize + 7]).0, [event(0), event(1)]);
+        assert_eq!(salvaged(&[]), (vec![], vec![(0, 0)]));
+        // And written anew.
+        write_anew(&sim, Path::new("/j"), &[vec![event(1)], vec![event(2), event(3)]]).unwrap();
+        assert_eq!(all(&open(&sim).unwrap(), None).unwrap().0, [event(1), event(2), event(3)]);
+        assert_eq!(sim.read(Path::new("/j/000001.damaged")), b"");
     }
 
     #[test]
@@ -337,6 +488,7 @@ mod tests {
     fn events_of_a_later_mgit_are_not_half_understood() {
         let (sim, at) = written(1);
         let mut bytes = sim.read(Path::new(LOG));
+        bytes.truncate(at[1].offset as usize);
         put_frame(&mut bytes, at[1].chain, br#"[{"event":"teleport"}]"#);
         sim.write(Path::new(LOG), &bytes);
         assert!(matches!(all(&open(&sim).unwrap(), None), Err(StoreError::Later { .. })));
