@@ -340,7 +340,7 @@ fn a_large_import_crashes_at_every_operation_and_at_every_sync() {
             let sim = copy_of(&origin, at * 1000 + seed);
             sim.crash_at(sim.ops() + at);
             let [sure, maybe] = live(&i, &sim, std::slice::from_ref(&BIG), world.clone(), None, false);
-            assert_eq!(sure.living.contains_key("tuned@v1"), at == ops, "{of}");
+            assert_eq!(sure.living.contains_key("tuned@v1"), at + 1 >= ops, "{of}"); // The last marks what was acknowledged.
             let after = sim.reboot();
             outcomes.insert((at, after.files().len()));
             i.recover(&after, None, &[&sure, &maybe], &of);

@@ -28,11 +28,8 @@ fn labels(v: &Value) -> Vec<String> {
 }
 
 fn living(b: &Bench) -> Vec<String> {
-    let lines = b.ok(&["log"]);
-    let mut found: Vec<String> = lines.split_whitespace().filter(|w| w.contains("@v")).map(str::to_owned).collect();
-    found.retain(|w| w.ends_with(|c: char| c.is_ascii_digit()));
+    let mut found = labels(&b.json(&["ls"])["versions"]);
     found.sort();
-    found.dedup();
     found
 }
 

@@ -170,8 +170,8 @@ fn no_block_ever_needs_more_than_eight() {
     assert!(deepest().unwrap() <= 8);
     w.check(&engine, "afterwards");
     // A process that saw them before follows.
-    let (sim, ids) = World::new(4).settled(2);
     let w = World::new(4);
+    let (sim, ids) = w.settled(2);
     let engine = w.open(&sim).unwrap();
     w.check(&engine, "before");
     repack(&w.open_other(&sim), &ids).unwrap();

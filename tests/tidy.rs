@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str], &[&str])] = &[
 const OWNERS: &[(&str, &[&str])] = &[
     ("zstd", &["codec"]),
     ("sled", &["store"]),
+    ("reed_solomon_simd", &["store"]),
     ("rayon", &["repo"]),
     ("similar", &["repo"]),
     ("quick_cache", &["store", "repo", "vfs"]),
@@ -37,7 +38,6 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli"]),
     ("env_logger", &["cli"]),
     ("bytesize", &["cli"]),
-    ("glob", &["model"]),
 ];
 
 /// Lines of a file, of a function.

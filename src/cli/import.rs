@@ -59,10 +59,20 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Effort {
+pub(super) enum Effort {
     Fast,
     Default,
     Max,
+}
+
+impl From<Effort> for codec::Effort {
+    fn from(e: Effort) -> codec::Effort {
+        match e {
+            Effort::Fast => codec::Effort::Fast,
+            Effort::Default => codec::Effort::Default,
+            Effort::Max => codec::Effort::Max,
+        }
+    }
 }
 
 /// A relation as an argument.
@@ -243,11 +253,7 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
         origin: place.origin.clone(),
         near: place.near.clone(),
         message: a.message.clone(),
-        effort: match a.effort {
-            Effort::Fast => codec::Effort::Fast,
-            Effort::Default => codec::Effort::Default,
-            Effort::Max => codec::Effort::Max,
-        },
+        effort: a.effort.into(),
     };
     let prepared = prepare(&turn.repo, &spec, &hashed, &bar)?;
     bar.done();

@@ -19,7 +19,7 @@ use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{EntryKind, ParentEdge, Relation, VersionRecord};
 use crate::store::catalog::Catalog;
 use crate::store::disk::Disk;
-use crate::store::journal::Journal;
+use crate::store::journal::{Journal, is_read_only};
 use crate::store::{RepoLock, StoreError, lock_exclusive};
 
 /// A version with its edges, each end as a head.
@@ -67,7 +67,7 @@ impl Engine {
     pub fn with(repo: Arc<Repo>, catalog: Catalog, lock: RepoLock) -> Result<Engine, RepoError> {
         let journal = Journal::open(repo.disk.clone(), &repo.dir.join("journal"))?;
         let catalog = match catch_up(&catalog, &journal) {
-            Err(e) if is_full(&e) => temporary(&journal)?,
+            Err(e) if has_no_place(&e) => temporary(&journal)?,
             done => done.map(|()| catalog)?,
         };
         let journal = Mutex::new(journal);
@@ -403,7 +403,7 @@ pub fn label(head: &Head) -> String {
 }
 
 /// The catalog. One that cannot be read (a full disk breaks it) gives way to an empty one, which the journal
-/// fills again; where there is no space for that, to one that lasts as long as this process.
+/// fills again; where it has no place (a full disk, read-only media), to one that lasts as long as this process.
 fn open_catalog(dir: &Path) -> Result<Catalog, RepoError> {
     let opened = match Catalog::open(dir) {
         Err(StoreError::Catalog { what }) => {
@@ -414,13 +414,15 @@ fn open_catalog(dir: &Path) -> Result<Catalog, RepoError> {
         other => other,
     };
     match opened.map_err(RepoError::from) {
-        Err(e) if is_full(&e) => Ok(Catalog::temporary()?),
+        Err(e) if has_no_place(&e) => Ok(Catalog::temporary()?),
         other => other,
     }
 }
 
-fn is_full(e: &RepoError) -> bool {
-    matches!(e, RepoError::Store(StoreError::Io { error, .. }) if error.kind() == std::io::ErrorKind::StorageFull)
+/// The disk is full, or read-only.
+fn has_no_place(e: &RepoError) -> bool {
+    let none = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull || is_read_only(e);
+    matches!(e, RepoError::Store(StoreError::Io { error, .. }) if none(error))
 }
 
 /// What the journal says, in a catalog that vanishes when dropped.
@@ -453,16 +455,23 @@ fn catch_up_from_position(catalog: &Catalog, journal: &Journal) -> Result<(), Re
 
 /// Makes a new repository in `dir`, which must not exist or be empty.
 pub fn init(dir: &Path, disk: Arc<dyn Disk>) -> Result<(), RepoError> {
+    init_with(dir, disk, 0)
+}
+
+/// As [`init`]; each pack gets so many thousandths of it as parity.
+pub fn init_with(dir: &Path, disk: Arc<dyn Disk>, parity: u64) -> Result<(), RepoError> {
     let shown = dir.display();
     if dir.join("format.json").exists() {
         return Err(RepoError::refused(format!("{shown}: there is a repository already")));
     }
     let mut entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(crate::store::create(&disk, dir)?),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(crate::store::root::create_with(&disk, dir, parity)?);
+        }
         other => other.map_err(|e| RepoError::file(dir, e))?,
     };
     if entries.next().is_some() {
         return Err(RepoError::refused(format!("{shown}: not empty; name a new or empty directory")));
     }
-    Ok(crate::store::create(&disk, dir)?)
+    Ok(crate::store::root::create_with(&disk, dir, parity)?)
 }

@@ -1,5 +1,5 @@
 //! Checking everything: each byte of each pack, each block decoded and held against its object's id, each
-//! living version's record, recipes and objects.
+//! living version's record, recipes and objects. Or less of it ([`Depth`]).
 //!
 //! Damage is a finding, never an end: whatever else can be read is still checked. A finding names the block,
 //! the tensor and the versions that need it. Leftovers of a crash (an unsealed pack, a torn journal tail,
@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -43,6 +42,17 @@ pub struct Report {
     pub versions_checked: u64,
 }
 
+/// How much is checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// Indexes, records and recipes; that every object is there with all it is built on.
+    Quick,
+    /// And every byte of every pack, every block decoded.
+    Full,
+    /// Of one living version: all that it is made of.
+    Version(Id),
+}
+
 /// Damaged or unreadable: an object as a whole, or one of its blocks.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Broken {
@@ -55,26 +65,71 @@ struct Broken {
 
 /// Checks all packs and the given living versions.
 pub fn fsck(repo: &Arc<Repo>, living: &[Head], progress: &dyn Progress) -> Result<Report, RepoError> {
-    progress.expect(repo.packs.pack_bytes());
+    check(repo, living, Depth::Full, progress)
+}
+
+/// As deep as is asked.
+pub fn check(repo: &Arc<Repo>, living: &[Head], depth: Depth, progress: &dyn Progress) -> Result<Report, RepoError> {
     let mut findings = Vec::new();
     let mut broken = BTreeSet::new();
-    for pack in repo.packs.pack_names() {
-        scan_pack(repo, &pack, &mut findings, &mut broken)?;
+    let mut blocks = 0;
+    let named: Vec<Head> = match depth {
+        Depth::Version(id) => living.iter().filter(|h| h.id == id).cloned().collect(),
+        _ => living.to_vec(),
+    };
+    match depth {
+        Depth::Quick => {
+            let told = |d: crate::store::Finding| pack_finding(d, &mut broken, &mut findings);
+            repo.packs.findings().into_iter().for_each(told);
+            let objects = objects_of(repo, &named);
+            progress.expect(objects.len() as u64);
+            broken.extend(open_all(repo, &objects, progress)?);
+        }
+        Depth::Full => {
+            let packs = repo.packs.pack_names();
+            progress.expect(2 * repo.packs.pack_bytes());
+            packs.iter().try_for_each(|pack| scan_pack(repo, pack, &mut findings, &mut broken, progress))?;
+            for pack in &packs {
+                let names = repo.packs.names_in(pack).into_iter().filter(|(kind, _)| *kind == Kind::Object);
+                let objects: Vec<Id> = names.map(|(_, id)| id).collect();
+                blocks += decode_all(repo, &objects, &format!("packs/{pack}.pack"), &mut broken, progress)?;
+            }
+        }
+        Depth::Version(_) => {
+            let objects: Vec<Id> =
+                objects_of(repo, &named).into_iter().filter(|id| repo.packs.has_object(id)).collect();
+            progress.expect(objects.iter().filter_map(|id| repo.packs.object_stored_bytes(id)).sum());
+            let place = named.first().map_or(String::new(), |h| format!("{}@{}", h.model, h.version));
+            blocks += decode_all(repo, &objects, &place, &mut broken, progress)?;
+        }
     }
-    let checked = AtomicU64::new(0);
-    for pack in repo.packs.pack_names() {
-        decode_pack(repo, &pack, &checked, &mut broken, progress)?;
-    }
-    living.iter().for_each(|h| check_version(repo, h, &mut findings));
+    named.iter().for_each(|h| check_version(repo, h, &mut findings));
     findings.extend(name_broken(repo, living, broken));
     findings.sort();
     findings.dedup();
-    Ok(Report {
-        ok: findings.is_empty(),
-        findings,
-        blocks_checked: checked.into_inner(),
-        versions_checked: living.len() as u64,
-    })
+    let (ok, versions_checked) = (findings.is_empty(), named.len() as u64);
+    Ok(Report { ok, findings, blocks_checked: blocks, versions_checked })
+}
+
+/// Every object that these versions name, once, as far as their records can be read.
+fn objects_of(repo: &Repo, heads: &[Head]) -> Vec<Id> {
+    let mut seen = HashSet::new();
+    let records = heads.iter().filter_map(|h| repo.record(&h.id).ok());
+    let files = records.flat_map(|r| r.files).filter(|f| f.kind == EntryKind::File);
+    let extents = files.filter_map(|f| repo.packs.recipe(&f.recipe).ok()).flat_map(|r| r.extents);
+    extents.map(|e| e.object).filter(|id| seen.insert(*id)).collect()
+}
+
+/// Opens objects with all that they are built on; those that are in no pack are told by [`check_version`].
+fn open_all(repo: &Repo, objects: &[Id], progress: &dyn Progress) -> Result<Vec<Broken>, RepoError> {
+    let open = |id: &Id| {
+        progress.stored(1);
+        let e = repo.open_object(id).err().filter(|_| repo.packs.has_object(id))?;
+        let place = repo.packs.pack_of_object(id).map_or(String::new(), |p| format!("packs/{p}.pack"));
+        Some(Broken { object: *id, block: None, kind: "unreadable", why: e.to_string(), place })
+    };
+    progress.check()?;
+    Ok(objects.par_iter().filter_map(open).collect())
 }
 
 fn scan_pack(
@@ -82,62 +137,77 @@ fn scan_pack(
     pack: &str,
     findings: &mut Vec<Finding>,
     broken: &mut BTreeSet<Broken>,
+    progress: &dyn Progress,
 ) -> Result<(), RepoError> {
-    repo.packs.scan(pack, &mut |item| {
-        let ScanItem::Damage(d) = item else { return };
-        let place = format!("packs/{}.pack at byte {}", d.pack, d.offset);
-        match d.of {
-            Some((Kind::Object, object)) => {
-                let kind = if d.block.is_some() { "block" } else { "object" };
-                broken.insert(Broken { object, block: d.block, kind, why: d.what, place });
-            }
-            Some((kind, id)) => {
-                let what = format!("{} {id}: {}", kind.as_str(), d.what);
-                findings.push(Finding { kind: kind.as_str().to_owned(), what, place });
-            }
-            None => findings.push(Finding { kind: "pack".to_owned(), what: d.what, place }),
-        }
+    progress.check()?;
+    repo.packs.scan(pack, &mut |item| match item {
+        ScanItem::Damage(d) => pack_finding(d, broken, findings),
+        ScanItem::Block { encoded, .. } => progress.stored(encoded.len() as u64),
+        _ => {}
     })?;
     Ok(())
 }
 
-/// Decodes and checks every block of a pack's objects.
-fn decode_pack(
+fn pack_finding(d: crate::store::Finding, broken: &mut BTreeSet<Broken>, findings: &mut Vec<Finding>) {
+    let place = format!("packs/{}.pack at byte {}", d.pack, d.offset);
+    match d.of {
+        Some((Kind::Object, object)) => {
+            let kind = if d.block.is_some() { "block" } else { "object" };
+            broken.insert(Broken { object, block: d.block, kind, why: d.what, place });
+        }
+        Some((kind, id)) => {
+            let what = format!("{} {id}: {}", kind.as_str(), d.what);
+            findings.push(Finding { kind: kind.as_str().to_owned(), what, place });
+        }
+        None => findings.push(Finding { kind: "pack".to_owned(), what: d.what, place }),
+    }
+}
+
+/// Decodes and checks every block of these objects, on all cores. Returns how many blocks there were.
+fn decode_all(
     repo: &Repo,
-    pack: &str,
-    checked: &AtomicU64,
+    objects: &[Id],
+    place: &str,
     broken: &mut BTreeSet<Broken>,
     progress: &dyn Progress,
-) -> Result<(), RepoError> {
-    let place = || format!("packs/{pack}.pack");
-    for (kind, id) in repo.packs.names_in(pack) {
+) -> Result<u64, RepoError> {
+    let known = &*broken;
+    let decode = |id: &Id| -> Result<(u64, Vec<Broken>), RepoError> {
         progress.check()?;
-        progress.stored(repo.packs.object_stored_bytes(&id).filter(|_| kind == Kind::Object).unwrap_or(0));
-        if kind != Kind::Object || broken.iter().any(|b| b.object == id && b.block.is_none()) {
-            continue;
+        match known.iter().any(|b| b.object == *id && b.block.is_none()) {
+            true => Ok((0, vec![])),
+            false => Ok(decode_object(repo, id, place, known, progress)),
         }
-        let object = match repo.open_object(&id) {
-            Ok(object) => object,
-            Err(e) => {
-                let (block, why) = (None, e.to_string());
-                broken.insert(Broken { object: id, block, kind: "unreadable", why, place: place() });
-                continue;
-            }
-        };
-        let failed: Vec<(u64, RepoError)> =
-            (0..object.blocks()).into_par_iter().filter_map(|i| repo.block(&object, i).err().map(|e| (i, e))).collect();
-        checked.fetch_add(object.blocks(), Ordering::Relaxed);
-        for (block, e) in failed {
-            if broken.iter().any(|b| b.object == id && b.block == Some(block)) {
-                continue; // Its frame told already.
-            }
-            let delta = codec::needs_bases(object.stored.record.blocks[block as usize].tag);
-            let kind = if delta { "unreadable" } else { "block" };
-            let why = if delta { format!("{e}, or its base is damaged") } else { e.to_string() };
-            broken.insert(Broken { object: id, block: Some(block), kind, why, place: place() });
-        }
-    }
-    Ok(())
+    };
+    let done = objects.par_iter().map(decode).collect::<Result<Vec<_>, RepoError>>()?;
+    let blocks = done.iter().map(|(blocks, _)| blocks).sum();
+    broken.extend(done.into_iter().flat_map(|(_, found)| found));
+    Ok(blocks)
+}
+
+fn decode_object(
+    repo: &Repo,
+    id: &Id,
+    place: &str,
+    known: &BTreeSet<Broken>,
+    progress: &dyn Progress,
+) -> (u64, Vec<Broken>) {
+    let broken = |block, kind, why| Broken { object: *id, block, kind, why, place: place.to_owned() };
+    let object = match repo.open_object(id) {
+        Ok(object) => object,
+        Err(e) => return (0, vec![broken(None, "unreadable", e.to_string())]),
+    };
+    let check = |i: u64| {
+        let error = repo.block(&object, i).err();
+        progress.stored(object.stored.record.blocks[i as usize].encoded as u64);
+        // Its frame may have told already.
+        let e = error.filter(|_| !known.iter().any(|b| b.object == *id && b.block == Some(i)))?;
+        Some(match codec::needs_bases(object.stored.record.blocks[i as usize].tag) {
+            true => broken(Some(i), "unreadable", format!("{e}, or its base is damaged")),
+            false => broken(Some(i), "block", e.to_string()),
+        })
+    };
+    (object.blocks(), (0..object.blocks()).into_par_iter().filter_map(check).collect())
 }
 
 fn check_version(repo: &Arc<Repo>, head: &Head, findings: &mut Vec<Finding>) {
@@ -191,7 +261,7 @@ fn name_broken(repo: &Arc<Repo>, living: &[Head], broken: BTreeSet<Broken>) -> V
     broken.into_iter().map(finding).collect()
 }
 
-fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeMap<Id, BTreeSet<String>> {
+pub(super) fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeMap<Id, BTreeSet<String>> {
     let mut users = BTreeMap::<Id, BTreeSet<String>>::new();
     for head in living {
         let Ok(record) = repo.record(&head.id) else { continue };

@@ -26,6 +26,7 @@ pub mod program;
 pub mod progress;
 pub mod read;
 pub mod repack;
+pub mod repair;
 pub mod roots;
 pub mod scratch;
 pub mod show;

@@ -9,7 +9,7 @@
 //!   hostile pack can make neither a circle of bases nor a block that takes long.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -245,6 +245,27 @@ impl Repo {
 
     /// Block `index` of an object, checked.
     pub fn block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
+        match self.block_as_it_is(object, index) {
+            Err(e) if self.mend(object, &e) => self.block_as_it_is(&*self.open_object(&object.id())?, index),
+            done => done,
+        }
+    }
+
+    /// Whether parity made something whole that a block of this object needs.
+    fn mend(&self, object: &OpenObject, e: &RepoError) -> bool {
+        if !matches!(e, RepoError::Damaged(_) | RepoError::Store(StoreError::Damaged { .. })) {
+            return false;
+        }
+        let packs: BTreeSet<String> = object.needs.iter().filter_map(|(id, _)| self.packs.pack_of_object(id)).collect();
+        let mended = packs.iter().filter(|pack| self.packs.mend(pack)).count();
+        if mended > 0 {
+            self.caches.objects.clear();
+            self.caches.blocks.clear();
+        }
+        mended > 0
+    }
+
+    fn block_as_it_is(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
         let block = self.unchecked_block(object, index)?;
         if !block.checked.load(Ordering::Acquire) {
             if let Err(e) = object.check(index, &block) {
@@ -261,8 +282,10 @@ impl Repo {
         let whole = out.len() == block_len(object.length(), index);
         // What is built on others is seldom a base, and the kernel keeps what it has read: our cache is for bases.
         if whole && !object.bases.is_empty() && self.caches.blocks.peek(&(object.id(), index)).is_none() {
-            self.decode(object, index, out)?;
-            return object.check(index, out);
+            match self.decode(object, index, out).and_then(|()| object.check(index, out)) {
+                Err(e) if self.mend(object, &e) => {}
+                done => return done,
+            }
         }
         let block = self.block(object, index)?;
         out.copy_from_slice(&block[from..from + out.len()]);

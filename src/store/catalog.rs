@@ -33,7 +33,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::journal::Position;
+use super::journal::{Position, is_read_only};
 use super::{Result, StoreError};
 use crate::model::event::Event;
 use crate::model::id::Id;
@@ -81,7 +81,7 @@ const HINT: &str = "'mgit fsck --rebuild' makes it anew";
 
 fn failed(e: sled::Error) -> StoreError {
     match e {
-        sled::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+        sled::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull || is_read_only(&error) => {
             StoreError::Io { what: "catalog".to_owned(), error }
         }
         e => StoreError::Catalog { what: format!("{e}; {HINT}") },

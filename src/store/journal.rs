@@ -41,6 +41,8 @@ pub struct Journal {
     poisoned: bool,
     /// Nothing follows the last frame.
     bare: bool,
+    /// It lies where nothing can be written.
+    read_only: bool,
 }
 
 impl Drop for Journal {
@@ -59,6 +61,11 @@ impl Drop for Journal {
 /// The position before the first frame.
 fn start() -> Position {
     Position { offset: HEADER as u64, chain: check8(&[&header(MAGIC, NUMBER)]) }
+}
+
+/// Whether it failed because nothing can be written there.
+pub fn is_read_only(e: &std::io::Error) -> bool {
+    matches!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied)
 }
 
 fn put_frame(out: &mut Vec<u8>, before: [u8; 8], payload: &[u8]) {
@@ -99,7 +106,7 @@ fn walk(bytes: &[u8], at: Position, f: &mut dyn FnMut(&[u8], Position) -> Result
 /// Whether bytes after the last whole frame cannot be a torn append. A torn append is part of one frame, so
 /// neither a whole frame's events nor a frame that follows another can be in it.
 fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
-    if payload_of(rest).is_some_and(|p| serde_json::from_slice::<Vec<Event>>(p).is_ok()) {
+    if (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
         return true;
     }
     let stored = check_of(rest);
@@ -214,8 +221,11 @@ impl Journal {
         if !disk.exists(&path).at(&path)? {
             root::write_whole(&*disk, &path, &header(MAGIC, NUMBER))?;
         }
-        let file = disk.open_append(&path).at(&path)?;
-        let journal = Journal { path, file, end: Mutex::new(None), poisoned: false, bare: false };
+        let (file, read_only) = match disk.open_append(&path) {
+            Err(e) if is_read_only(&e) => (disk.open(&path).at(&path)?, true),
+            opened => (opened.at(&path)?, false),
+        };
+        let journal = Journal { path, file, end: Mutex::new(None), poisoned: false, bare: false, read_only };
         let what = journal.what();
         let mut head = [0; HEADER];
         journal.file.read_at(&mut head, 0).map_err(|error| match error.kind() {
@@ -266,6 +276,9 @@ impl Journal {
     pub fn append(&mut self, events: &[Event]) -> Result<Position> {
         if self.poisoned {
             return Err(StoreError::Misuse("the journal failed before: open it again"));
+        }
+        if self.read_only {
+            return Err(std::io::Error::from_raw_os_error(libc::EROFS)).at(&self.path);
         }
         let end = self.settle()?;
         if events.is_empty() {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::check::{HEADER, check4, header};
 use super::disk::{Disk, DiskFile};
 use super::gate::{self, Gate};
-use super::{At, Result, StoreError};
+use super::{At, Result, StoreError, parity, root};
 use crate::model::id::{BLOCK, Id};
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
@@ -189,6 +189,7 @@ pub struct PackWriter {
 pub struct SealedPack {
     /// The file's stem.
     pub name: String,
+    /// With its parity.
     pub bytes: u64,
     _lease: Box<dyn DiskFile>,
     _gate: Option<Gate>,
@@ -304,8 +305,11 @@ impl PackWriter {
             let _ = self.disk.remove(&pack);
         }
         let lease = self.file.take().expect("a pack is sealed once");
-        let gate = self.gate.take();
-        named.map(|()| SealedPack { name: self.name.clone(), bytes: self.at, _lease: lease, _gate: gate })
+        named?;
+        let permille = self.dir.parent().map_or(0, |root| root::parity(&*self.disk, root));
+        let more = if permille > 0 { parity::write(&*self.disk, &self.dir, &self.name, permille)? } else { 0 };
+        let (gate, bytes) = (self.gate.take(), self.at + more);
+        Ok(SealedPack { name: self.name.clone(), bytes, _lease: lease, _gate: gate })
     }
 
     fn put_plain(&mut self, kind: Kind, id: Id, payload: &[u8]) -> Result<Id> {

@@ -6,7 +6,8 @@
 //! caller checks the decoded bytes against the record, and so against the id.
 //!
 //! Of two copies of a thing, that in the pack whose name sorts first counts: the newer one, for every process alike.
-//! A pack can vanish at any time, its things having moved to another: who meets that looks again.
+//! A pack can vanish at any time, its things having moved to another: who meets that looks again. One that is damaged and
+//! has parity is mended where it is met.
 //!
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
@@ -21,7 +22,7 @@ use quick_cache::sync::Cache;
 use super::disk::{Disk, DiskFile};
 use super::pack::{Entry, FRAME, Kind, PackWriter, parse_name};
 use super::scan::{self, Finding, ScanItem};
-use super::{At, Result, StoreError};
+use super::{At, Result, StoreError, parity};
 use crate::model::id::Id;
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
@@ -157,6 +158,7 @@ pub struct Packs {
     dir: PathBuf,
     state: RwLock<State>,
     refreshing: Mutex<()>,
+    mending: Mutex<()>,
     keys: AtomicU64,
     moves: AtomicU64,
     files: Cache<u64, Arc<dyn DiskFile>>,
@@ -184,9 +186,9 @@ pub struct Listing {
 impl Packs {
     /// The packs in a directory.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
-        let (state, refreshing, keys, moves) = Default::default();
+        let (state, refreshing, mending, keys, moves) = Default::default();
         let files = Cache::new(OPEN_FILES);
-        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, keys, moves, files };
+        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, mending, keys, moves, files };
         packs.refresh()?;
         Ok(packs)
     }
@@ -237,7 +239,11 @@ impl Packs {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone,
             Err(e) => return unreadable(e.to_string()),
         };
-        match scan::index(&*file, name) {
+        let mut index = scan::index(&*file, name);
+        if index.as_ref().map_or_else(is_damage, |i| !i.findings.is_empty()) && self.mend(name) {
+            index = self.disk.open(&path).at(&path).and_then(|file| scan::index(&*file, name));
+        }
+        match index {
             Ok(i) => {
                 let key = self.keys.fetch_add(1, Ordering::Relaxed);
                 let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes };
@@ -266,8 +272,12 @@ impl Packs {
 
     /// An object's record and place, read anew each time: readers keep what they open.
     pub fn object(&self, id: &Id) -> Result<Arc<StoredObject>> {
-        let (place, entry, file) = self.find_open(Kind::Object, id)?;
-        let read = scan::read_object(&place.pack, &*file, &entry);
+        let (place, entry, mut file) = self.find_open(Kind::Object, id)?;
+        let mut read = scan::read_object(&place.pack, &*file, &entry);
+        if read.is_err() && self.mend(&place.pack.name) {
+            file = self.file(&place.pack)?;
+            read = scan::read_object(&place.pack, &*file, &entry);
+        }
         Ok(Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?))
     }
 
@@ -306,6 +316,11 @@ impl Packs {
     /// The pack that an object is read from.
     pub fn pack_of_object(&self, id: &Id) -> Option<String> {
         self.state().objects.get(id).map(|p| p.pack.name.clone())
+    }
+
+    /// The pack that a version record is read from.
+    pub fn pack_of_version(&self, id: &Id) -> Option<String> {
+        self.state().versions.get(id).map(|p| p.pack.name.clone())
     }
 
     /// The pack that a recipe is read from.
@@ -383,6 +398,44 @@ impl Packs {
         }
     }
 
+    /// As [`copy`](Self::copy), with zeros for a block that cannot be read: it stays unreadable, as all it decodes to is checked.
+    /// `false` where nothing can be copied.
+    pub fn copy_lossy(&self, kind: Kind, id: &Id, writer: &mut PackWriter) -> Result<bool> {
+        if kind != Kind::Object {
+            return match self.copy(kind, id, writer) {
+                Err(StoreError::Damaged { .. }) => Ok(false),
+                other => other.map(|()| true),
+            };
+        }
+        let Ok(object) = self.object(id) else { return Ok(false) };
+        let mut encoded = Vec::new();
+        for (index, info) in (0..).zip(&object.record.blocks) {
+            if self.read_block(&object, index, &mut encoded).is_err() {
+                encoded = vec![0; info.encoded as usize];
+            }
+            writer.put_block(&encoded)?;
+        }
+        writer.put_object(&ObjectRecord { empty_frames: false, ..object.record.clone() })?;
+        Ok(true)
+    }
+
+    /// Takes a pack out of use, its file being kept as `<name>.damaged`.
+    pub fn set_aside(&self, pack: &str) -> Result<()> {
+        let path = self.dir.join(format!("{pack}.pack"));
+        self.forget_parity(&path)?;
+        self.disk.rename(&path, &path.with_extension("damaged")).at(&path)?;
+        self.disk.sync_dir(&self.dir).at(&self.dir)?;
+        self.refresh()
+    }
+
+    fn forget_parity(&self, pack: &Path) -> Result<()> {
+        let parity = pack.with_extension("parity");
+        match self.disk.remove(&parity) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.at(&parity),
+        }
+    }
+
     /// Copies an object's blocks, and its record or another one with the same table.
     pub fn copy_object(&self, object: &StoredObject, as_: Option<ObjectRecord>, writer: &mut PackWriter) -> Result<()> {
         let file = self.file(&object.pack)?;
@@ -399,10 +452,31 @@ impl Packs {
         writer.put_object(&ObjectRecord { empty_frames: false, ..record })
     }
 
+    /// Makes a damaged pack what it was, where it has parity enough. `true` when it was changed.
+    pub fn mend(&self, pack: &str) -> bool {
+        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        match parity::mend(&*self.disk, &self.dir, pack) {
+            Ok(Some(n)) if n > 0 => {
+                log::warn!("pack {pack}: {n} damaged places were mended by its parity");
+                let key = self.state.try_read().ok().and_then(|s| s.packs.get(pack).map(|p| p.key));
+                key.map_or_else(|| self.files.clear(), |key| drop(self.files.remove(&key)));
+                true
+            }
+            Ok(_) => false,
+            Err(e) => {
+                log::error!("pack {pack} cannot be mended: {e}");
+                false
+            }
+        }
+    }
+
     /// Removes packs. Who calls holds the gate alone. They are gone for good when it returns.
     pub fn remove(&self, packs: &[String]) -> Result<()> {
         let mut each = packs.iter().map(|name| self.dir.join(format!("{name}.pack")));
-        let removed = each.try_for_each(|path| self.disk.remove(&path).at(&path));
+        let removed = each.try_for_each(|path| {
+            self.forget_parity(&path)?;
+            self.disk.remove(&path).at(&path)
+        });
         let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir).at(&self.dir));
         self.refresh()?;
         removed
@@ -411,6 +485,7 @@ impl Packs {
     /// Reads and checks every byte of a pack, for fsck. Damage goes to `f`; an error is a pack that can't be
     /// opened or that a later mgit wrote.
     pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<()> {
+        self.mend(pack);
         let path = self.dir.join(format!("{pack}.pack"));
         let file = self.disk.open(&path).at(&path)?;
         let indexed = scan::index(&*file, pack)?;
@@ -447,8 +522,13 @@ impl Packs {
     }
 
     fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Vec<u8>)> {
-        let (place, entry, file) = self.find_open(kind, id)?;
-        let bytes = scan::read_plain(&*file, &entry).map_err(|why| damaged(&place, &entry, &why))?;
+        let (place, entry, mut file) = self.find_open(kind, id)?;
+        let mut read = scan::read_plain(&*file, &entry);
+        if read.is_err() && self.mend(&place.pack.name) {
+            file = self.file(&place.pack)?;
+            read = scan::read_plain(&*file, &entry);
+        }
+        let bytes = read.map_err(|why| damaged(&place, &entry, &why))?;
         Ok((place, entry, bytes))
     }
 
@@ -460,6 +540,10 @@ impl Packs {
         self.files.insert(pack.key, file.clone());
         Ok(file)
     }
+}
+
+fn is_damage(e: &StoreError) -> bool {
+    matches!(e, StoreError::Damaged { .. })
 }
 
 /// Whether a read failed because its pack is no longer there.

@@ -27,6 +27,13 @@ struct Format {
     format: u32,
     #[serde(default)]
     features: Vec<String>,
+    /// Parity of each pack, in thousandths of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    parity: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Holds the repository's lock until dropped.
@@ -37,6 +44,11 @@ pub struct RepoLock {
 /// Makes `root` a repository: the directories, then `format.json`. All are durable when it returns.
 /// Creates missing directories above. Fails with `AlreadyExists` where a repository is already.
 pub fn create(disk: &Arc<dyn Disk>, root: &Path) -> Result<()> {
+    create_with(disk, root, 0)
+}
+
+/// As [`create`]; each pack gets so many thousandths of it as parity.
+pub fn create_with(disk: &Arc<dyn Disk>, root: &Path, parity: u64) -> Result<()> {
     let format = root.join(FORMAT);
     if disk.exists(&format).at(&format)? {
         return Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists)).at(&format);
@@ -45,7 +57,7 @@ pub fn create(disk: &Arc<dyn Disk>, root: &Path) -> Result<()> {
     for name in [PACKS, JOURNAL] {
         ensure_dir(&**disk, &root.join(name))?;
     }
-    let text = serde_json::to_vec(&Format { format: VERSION, features: vec![] }).expect("plain values");
+    let text = serde_json::to_vec(&Format { format: VERSION, features: vec![], parity }).expect("plain values");
     write_whole(&**disk, &format, &text)
 }
 
@@ -84,6 +96,15 @@ pub(super) fn write_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<
 
 /// Whether this program may read and write the repository at `root`.
 pub fn check_format(disk: &Arc<dyn Disk>, root: &Path) -> Result<()> {
+    read_format(&**disk, root).map(drop)
+}
+
+/// Thousandths of each pack that its parity takes; 0: it has none.
+pub fn parity(disk: &dyn Disk, root: &Path) -> u64 {
+    read_format(disk, root).map_or(0, |f| f.parity.min(1000))
+}
+
+fn read_format(disk: &dyn Disk, root: &Path) -> Result<Format> {
     let path = root.join(FORMAT);
     let file = disk.open(&path).at(&path)?;
     let len = file.len().at(&path)?;
@@ -100,7 +121,7 @@ pub fn check_format(disk: &Arc<dyn Disk>, root: &Path) -> Result<()> {
     }
     match format.features.first() {
         Some(f) => Err(StoreError::Later { what: format!("{shown} (feature '{}')", crate::model::name::printable(f)) }),
-        None => Ok(()),
+        None => Ok(format),
     }
 }
 
