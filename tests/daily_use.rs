@@ -154,6 +154,7 @@ fn help_teaches_and_wrong_usage_exits_2() {
         "log",
         "diff",
         "kinship",
+        "merge",
         "stats",
         "test",
         "rm",

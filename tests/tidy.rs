@@ -25,6 +25,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("reed_solomon_simd", &["store"]),
     ("rayon", &["repo"]),
     ("similar", &["repo"]),
+    ("diffy", &["repo"]),
     ("quick_cache", &["store", "repo", "vfs"]),
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),

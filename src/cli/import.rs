@@ -118,7 +118,7 @@ fn run_one(g: &Global, a: &Args) -> Result<ExitCode> {
 }
 
 /// Unlike a reference to a version, the name of a new one is never `latest`.
-fn new_name(name: &str) -> Result<VersionRef> {
+pub(super) fn new_name(name: &str) -> Result<VersionRef> {
     if let Some((_, version)) = name.split_once('@') {
         version.parse::<VersionName>()?;
     }
@@ -174,8 +174,8 @@ fn import_unless_known(turn: &mut Turn, a: &Args, path: &Path, name: &str, tell:
 
 /// The say over the catalog. It is kept from one small model to the next, for opening the catalog takes longer than
 /// they do; but only for a moment, then whoever waits gets it.
-struct Turn {
-    repo: Arc<Repo>,
+pub(super) struct Turn {
+    pub(super) repo: Arc<Repo>,
     held: Option<(Session, Instant)>,
 }
 
@@ -186,11 +186,11 @@ impl Turn {
     /// Models with more bytes are read and encoded without it.
     const SMALL: u64 = 4 << 20;
 
-    fn new(g: &Global) -> Result<Turn> {
+    pub(super) fn new(g: &Global) -> Result<Turn> {
         Ok(Turn { repo: g.open()?, held: None })
     }
 
-    fn session(&mut self) -> Result<&mut Session> {
+    pub(super) fn session(&mut self) -> Result<&mut Session> {
         Ok(self.say()?)
     }
 
@@ -203,6 +203,11 @@ impl Turn {
             self.held = Some((Session::open(&self.repo)?, Instant::now()));
         }
         Ok(&mut self.held.as_mut().expect("just opened").0)
+    }
+
+    /// Lets others have it: long work comes.
+    pub(super) fn release(&mut self) {
+        self.held = None;
     }
 
     /// To be called before work on all of a model.
@@ -357,7 +362,7 @@ fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
 }
 
 /// Makes the version visible; under the next free name when a default one was taken meanwhile.
-fn publish(turn: &mut Turn, mut prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
+pub(super) fn publish(turn: &mut Turn, mut prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
     for _ in 0..100 {
         let session = turn.session()?;
         let (model, version) = (prepared.record.model.clone(), prepared.record.version.clone());

@@ -15,6 +15,7 @@ mod kinship;
 mod link;
 mod log;
 mod ls;
+mod merge;
 mod mount;
 mod mv;
 mod out;
@@ -93,6 +94,7 @@ enum Verb {
     Show(show::Args),
     Diff(diff::Args),
     Kinship(kinship::Args),
+    Merge(merge::Args),
     Stats(stats::Args),
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
@@ -179,6 +181,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Show(a) => show::run(g, a),
         Verb::Diff(a) => diff::run(g, a),
         Verb::Kinship(a) => kinship::run(g, a),
+        Verb::Merge(a) => merge::run(g, a),
         Verb::Stats(a) => stats::run(g, a),
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),

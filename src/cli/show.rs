@@ -8,7 +8,7 @@ use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
-use crate::model::record::{EntryKind, FileEntry, ParentEdge, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry, Merge, ParentEdge, VersionRecord};
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
 use crate::repo::{Head, show};
@@ -40,6 +40,12 @@ fn manner(edge: &ParentEdge) -> String {
     format!("{}{share}{guess}", edge.relation)
 }
 
+/// `ties, from 3f2a…, density=0.2`.
+fn manner_of(m: &Merge) -> String {
+    let base = m.base.iter().map(|b| format!("from {}", b.short()));
+    std::iter::once(m.method.clone()).chain(base).chain(m.parameters.iter().cloned()).collect::<Vec<_>>().join(", ")
+}
+
 fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
     let name = |h: &Head| if h.removed { format!("{} (removed)", label(h)) } else { label(h) };
     let fact = |what: &str, value: String| format!("{}  {value}", out::painted(out::DIM, &format!("{what:<8}")));
@@ -58,6 +64,7 @@ fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
     lines.extend(d.tags.iter().map(|t| fact("tag", t.to_string())));
     lines.extend(record.message.lines().map(|l| fact("message", out::harmless(l))));
     lines.extend(d.parents.iter().map(|(p, e)| fact("parent", format!("{} ({})", name(p), manner(e)))));
+    lines.extend(record.merge.iter().map(|m| fact("merge", out::harmless(&manner_of(m)))));
     lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));
     if let Some(o) = &record.origin {
         lines.push(fact("origin", out::harmless(&format!("{}{}", o.evidence, o.sure()))));

@@ -23,9 +23,11 @@
 //! | 7   | MAGNITUDES | magnitude.rs | no |
 //! | 8   | MASKED   | mask.rs    | yes |
 //! | 9   | PRIOR    | prior.rs   | yes |
+//! | 10  | CHOSEN   | chosen.rs  | yes |
 
 mod ans;
 mod bits;
+mod chosen;
 mod coin;
 mod context;
 mod cut;
@@ -50,7 +52,9 @@ mod tests;
 use crate::model::dtype::Elem;
 use ans::Tables;
 pub use distance::distance;
-pub use formula::{Formula, MAX_FORMULA, QuantizedFit, Sample, fit_coefficients, fit_low_rank, fit_mix, rounded};
+pub use formula::{
+    Formula, MAX_FORMULA, QuantizedFit, Real, Sample, fit_coefficients, fit_low_rank, fit_mix, load, rounded, store,
+};
 use stairs::Stairs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +72,7 @@ pub const RESIDUAL: u8 = 6;
 pub const MAGNITUDES: u8 = 7;
 pub const MASKED: u8 = 8;
 pub const PRIOR: u8 = 9;
+pub const CHOSEN: u8 = 10;
 
 /// A block that keeps so much of its size has hardly been understood.
 const ATYPICAL: f64 = 0.9;
@@ -130,7 +135,7 @@ pub struct Plan {
 
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
-    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED | PRIOR)
+    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED | PRIOR | CHOSEN)
 }
 
 /// Starts the parameters of a tensor with a formula.
@@ -280,6 +285,13 @@ impl Plan {
             out.extend_from_slice(&[index as u8][..(index > 0) as usize]);
             return SAME;
         }
+        let start = out.len();
+        if bases.len() == 2 && chosen::encode(self.spec, self.effort.level(), raw, bases, out) {
+            if out.len() - start < raw.len() {
+                return CHOSEN;
+            }
+            out.truncate(start);
+        }
         let mut best = Best::new(raw, out);
         let near = self.nearest(raw, bases);
         self.offer(block, near, &mut best);
@@ -356,6 +368,7 @@ impl Plan {
             GROUPED => grouped::decode(self.spec, encoded, bases, out),
             MAGNITUDES => magnitude::decode(self.spec, &self.tables, block, encoded, out),
             PRIOR => prior::decode(self.spec, block, encoded, bases, out),
+            CHOSEN => chosen::decode(self.spec, encoded, bases, out),
             MASKED => mask::decode(&self.model(), block, encoded, bases, out),
             RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
             _ => Err(Damage("unknown encoding")),

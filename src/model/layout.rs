@@ -99,6 +99,13 @@ pub fn header_length(first: &[u8], size: u64) -> Result<u64, LayoutError> {
     }
 }
 
+/// The first bytes of a file with this JSON header: its length and itself, padded so that data is aligned.
+pub fn header(info: &serde_json::Value) -> Vec<u8> {
+    let mut text = info.to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes(), &text[..]].concat()
+}
+
 /// The pieces of a file of `size` bytes from its JSON header (without the eight bytes before it).
 pub fn cut(header: &[u8], size: u64) -> Result<Vec<Piece>, LayoutError> {
     let data = 8 + header.len() as u64;

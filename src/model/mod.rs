@@ -3,6 +3,7 @@
 pub mod dtype;
 pub mod event;
 pub mod family;
+pub mod feeds;
 pub mod graph;
 pub mod id;
 pub mod layout;

@@ -132,6 +132,19 @@ impl Origin {
     }
 }
 
+/// How a merge was made: enough to make it again from the parents, which are in the order of the edges.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Merge {
+    /// `three-way`, or the method's name.
+    pub method: String,
+    /// What the parents were compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Id>,
+    /// The parameters as they are given, `name=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
+}
+
 /// What stands at a path of a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,6 +178,8 @@ pub struct VersionRecord {
     pub parents: Vec<ParentEdge>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
     pub files: Vec<FileEntry>,
 }
 
@@ -228,6 +243,7 @@ mod tests {
             previous: None,
             parents: vec![ParentEdge::new(Id([3; 32]), Relation::Finetune)],
             origin: None,
+            merge: None,
             files: paths.iter().map(entry).collect(),
         }
     }

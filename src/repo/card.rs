@@ -103,6 +103,7 @@ impl Cards {
             previous: detail.head.previous,
             parents: vec![],
             origin: None,
+            merge: None,
             files: vec![],
         });
         let none = || Arc::new(vec![0; record.files.len()]);

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::encode::Todo;
+use super::hash::HashedPiece;
 use super::pair::{Near, is_transposed, mapped};
 use super::read::{BaseBlock, MappedBase, OpenObject, cost, predict};
 use super::{Repo, RepoError};
@@ -26,13 +27,23 @@ const REANCHOR_COST: u8 = MAX_COST / 2;
 const FAR: f64 = 0.5;
 
 /// The bases of a tensor's blocks, and what they predict.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Source {
     pub bases: Vec<MappedBase>,
     pub formula: Option<Formula>,
 }
 
 impl Source {
+    /// What a piece was computed by, where its blocks may cost what that takes.
+    pub fn made(repo: &Repo, piece: &HashedPiece) -> Option<Source> {
+        let made = piece.made.as_ref().filter(|m| m.formula.is_storable())?;
+        let elem = Elem::of(piece.piece.dtype());
+        let bases = made.bases.iter().map(|id| Some(mapped(elem, repo.open_object(id).ok()?)));
+        let bases = bases.collect::<Option<Vec<_>>>()?;
+        cost(elem.width(), &bases)?;
+        Some(Source { bases, formula: Some(made.formula.clone()) })
+    }
+
     fn plain(base: MappedBase) -> Source {
         Source { bases: vec![base], formula: None }
     }
@@ -49,28 +60,36 @@ impl Source {
         let Some(formula) = &self.formula else { return blocks.pop().map(Expected::Base) };
         let bytes: Vec<&[u8]> = blocks.iter().map(BaseBlock::bytes).collect();
         let predicted = predict(formula, spec, index, &self.bases, &bytes, len);
-        predicted.map_err(|e| log::error!("a formula failed: {e}")).ok().map(Expected::Predicted)
+        let predicted = predicted.map_err(|e| log::error!("a formula failed: {e}")).ok()?;
+        blocks.truncate(formula.is_gated() as usize);
+        Some(Expected::Predicted(predicted, blocks.pop()))
     }
 }
 
 /// The bytes that a block is compared with.
 pub(super) enum Expected {
     Base(BaseBlock),
-    Predicted(Vec<u8>),
+    /// And what an element may be instead.
+    Predicted(Vec<u8>, Option<BaseBlock>),
 }
 
 impl Expected {
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Expected::Base(block) => block.bytes(),
-            Expected::Predicted(bytes) => bytes,
-        }
+    pub fn bytes(&self) -> impl Iterator<Item = &[u8]> {
+        let (first, second) = match self {
+            Expected::Base(block) => (block.bytes(), None),
+            Expected::Predicted(bytes, other) => (&bytes[..], other.as_ref()),
+        };
+        std::iter::once(first).chain(second.map(BaseBlock::bytes))
     }
 }
 
 /// Decides for one tensor.
 pub fn choose(repo: &Repo, todo: &Todo, effort: Effort) -> Result<(Source, Plan), RepoError> {
     let chooser = Chooser { repo, todo, spec: todo.spec(), effort, samples: samples(todo)? };
+    if let Some(source) = &todo.made {
+        let plan = chooser.plan(source);
+        return Ok((source.clone(), plan));
+    }
     let mut options = chooser.options()?;
     if options.len() < 2 {
         let source = options.pop().unwrap_or_default();
@@ -221,7 +240,7 @@ impl Chooser<'_> {
             .samples
             .iter()
             .zip(&expected)
-            .map(|((_, raw), e)| (&raw[..], e.iter().map(Expected::bytes).collect()))
+            .map(|((_, raw), e)| (&raw[..], e.iter().flat_map(Expected::bytes).collect()))
             .collect();
         Plan::choose(self.spec, self.effort, &samples)
     }
@@ -235,7 +254,7 @@ impl Chooser<'_> {
     fn size(&self, source: &Source, plan: &Plan) -> f64 {
         let (mut raw, mut out, mut tags) = (0, Vec::new(), Vec::new());
         for ((index, bytes), e) in self.samples.iter().zip(self.expected(source, TRIED)) {
-            let bases: Vec<&[u8]> = e.iter().map(Expected::bytes).collect();
+            let bases: Vec<&[u8]> = e.iter().flat_map(Expected::bytes).collect();
             tags.push(plan.encode(*index, bytes, &bases, &mut out));
             raw += block_len(self.todo.length(), *index);
         }

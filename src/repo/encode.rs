@@ -27,6 +27,8 @@ pub struct Todo<'a> {
     pub file: &'a HashedFile,
     pub piece: &'a HashedPiece,
     pub near: Vec<Near>,
+    /// What it was computed by.
+    pub made: Option<Source>,
 }
 
 impl Todo<'_> {
@@ -143,7 +145,7 @@ fn encode_block(repo: &Repo, todo: &Todo, active: &Active, index: u64) -> Result
     let raw = todo.raw(index)?;
     let plan = &active.plan;
     let expected = active.source.expected(repo, todo.spec(), index, raw.len());
-    let bases: Vec<&[u8]> = expected.iter().map(Expected::bytes).collect();
+    let bases: Vec<&[u8]> = expected.iter().flat_map(Expected::bytes).collect();
     let mut out = Vec::with_capacity(raw.len() + 64);
     let tag = plan.encode(index, &raw, &bases, &mut out);
     let mut back = vec![0; raw.len()];

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::RepoError;
 use super::progress::Progress;
 use super::read::FileReader;
+use crate::codec::Formula;
 use crate::model::id::{BLOCK, BlockValue, Id, block_count, block_len, block_value, fold, object_id};
 use crate::model::layout::{self, Piece};
 use crate::model::recipe::{Extent, Recipe};
@@ -25,6 +26,14 @@ pub struct HashedPiece {
     pub piece: Piece,
     pub id: Id,
     pub values: Vec<BlockValue>,
+    /// What it was computed by, where that is known.
+    pub made: Option<Made>,
+}
+
+/// How a tensor follows from stored ones, bit for bit.
+pub struct Made {
+    pub bases: Vec<Id>,
+    pub formula: Formula,
 }
 
 /// A file that is about to be stored. Only what is needed again is kept open.
@@ -103,7 +112,7 @@ pub fn hash_file(name: &str, source: &Path, progress: &dyn Progress) -> Result<H
 
 fn identify(piece: Piece, values: Vec<BlockValue>) -> HashedPiece {
     let id = object_id(piece.dtype(), &piece.shape(), &fold(&values, piece.length));
-    HashedPiece { piece, id, values }
+    HashedPiece { piece, id, values, made: None }
 }
 
 fn changed_or(source: &Path, e: std::io::Error) -> RepoError {

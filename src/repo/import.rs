@@ -9,6 +9,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
+use super::choose::Source;
 use super::encode::{Tally, Todo, encode_all};
 use super::hash::{HashedFile, HashedPiece, hash_file};
 use super::pair::{Candidates, pair};
@@ -19,7 +20,7 @@ use crate::codec::Effort;
 use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
 use crate::model::name::{ModelName, VersionName};
-use crate::model::record::{EntryKind, FileEntry, Origin, ParentEdge, Relation, VersionRecord};
+use crate::model::record::{EntryKind, FileEntry, Merge, Origin, ParentEdge, Relation, VersionRecord};
 use crate::store::StoreError;
 use crate::store::pack::{PackWriter, SealedPack, remove_leftovers};
 
@@ -40,15 +41,29 @@ pub struct ImportSpec {
     pub effort: Effort,
 }
 
-/// The files of a model directory, hashed.
+/// What stands at a path of the version to be.
+pub enum Entry {
+    File(HashedFile),
+    /// One with nothing in it.
+    Directory(String),
+    /// A stored version has it.
+    Stored(FileEntry),
+}
+
+/// The files of a model directory, hashed, sorted by path.
 pub struct Hashed {
-    found: Vec<Found>,
-    files: Vec<Option<HashedFile>>,
+    entries: Vec<Entry>,
 }
 
 impl Hashed {
+    /// `entries` are sorted by path.
+    pub fn new(entries: Vec<Entry>) -> Hashed {
+        Hashed { entries }
+    }
+
+    /// All files that were read.
     pub fn files(&self) -> Vec<&HashedFile> {
-        self.files.iter().flatten().collect()
+        self.entries.iter().filter_map(|e| if let Entry::File(f) = e { Some(f) } else { None }).collect()
     }
 }
 
@@ -88,8 +103,8 @@ pub fn hash_all(repo: &Repo, path: &Path, progress: &dyn Progress) -> Result<Has
     refuse_overlap(repo, path)?;
     let found = walk::find(path)?;
     progress.expect(walk::bytes(&found));
-    let files = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Hashed { found, files })
+    let entries = found.into_iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Hashed { entries })
 }
 
 /// Encodes and seals. `spec.parents`, `spec.previous` and `spec.near` are where bases are looked for.
@@ -99,6 +114,17 @@ pub fn prepare(
     hashed: &Hashed,
     progress: &dyn Progress,
 ) -> Result<Prepared, RepoError> {
+    prepare_merged(repo, spec, hashed, None, progress)
+}
+
+/// As [`prepare`], for a version that was computed from others.
+pub fn prepare_merged(
+    repo: &Repo,
+    spec: &ImportSpec,
+    hashed: &Hashed,
+    merge: Option<&Merge>,
+    progress: &dyn Progress,
+) -> Result<Prepared, RepoError> {
     let files = hashed.files();
     let packs = repo.dir.join("packs");
     remove_leftovers(repo.disk.as_ref(), &packs)?;
@@ -106,7 +132,8 @@ pub fn prepare(
     repo.refresh()?;
     let tally = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
-    let record = record_of(spec, hashed, spec.told && tally.is_low_rank());
+    let low_rank = spec.told && tally.is_low_rank();
+    let record = VersionRecord { merge: merge.cloned(), ..record_of(spec, hashed, low_rank) };
     Ok(Prepared { guess: spec.guess, ..seal(record, writer)? })
 }
 
@@ -139,10 +166,10 @@ fn refuse_overlap(repo: &Repo, path: &Path) -> Result<(), RepoError> {
     Ok(())
 }
 
-fn hash_found(found: &Found, progress: &dyn Progress) -> Result<Option<HashedFile>, RepoError> {
+fn hash_found(found: Found, progress: &dyn Progress) -> Result<Entry, RepoError> {
     match found {
-        Found::File { name, source, .. } => hash_file(name, source, progress).map(Some),
-        Found::EmptyDirectory { .. } => Ok(None),
+        Found::File { name, source, .. } => hash_file(&name, &source, progress).map(Entry::File),
+        Found::EmptyDirectory { name } => Ok(Entry::Directory(name)),
     }
 }
 
@@ -158,9 +185,14 @@ fn store_objects(
     let mut bases: Vec<Id> = spec.parents.iter().map(|p| p.id).chain(spec.previous).collect();
     bases.extend(spec.near.iter().filter(|id| !spec.parents.iter().any(|p| p.id == **id)));
     let candidates = Candidates::of_versions(repo, &bases);
-    let paired = pair(repo, &candidates, &fresh)?;
-    let todo: Vec<Todo> =
-        fresh.into_iter().zip(paired).map(|((file, piece), near)| Todo { file, piece, near }).collect();
+    let made: Vec<Option<Source>> = fresh.iter().map(|(_, piece)| Source::made(repo, piece)).collect();
+    let open: Vec<_> = fresh.iter().zip(&made).filter(|(_, m)| m.is_none()).map(|(f, _)| *f).collect();
+    let mut paired = pair(repo, &candidates, &open)?.into_iter();
+    let todo = fresh.into_iter().zip(made).map(|((file, piece), made)| {
+        let near = if made.is_some() { vec![] } else { paired.next().unwrap_or_default() };
+        Todo { file, piece, near, made }
+    });
+    let todo: Vec<Todo> = todo.collect();
     encode_all(repo, &todo, spec.effort, writer, progress)
 }
 
@@ -207,21 +239,22 @@ fn record_of(spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecor
         Relation::Finetune if low_rank => ParentEdge { relation: Relation::Adapter, ..*p },
         _ => *p,
     };
-    let entry = |(found, hashed): (&Found, &Option<HashedFile>)| match hashed {
-        Some(h) => FileEntry {
+    let entry = |e: &Entry| match e {
+        Entry::File(h) => FileEntry {
             path: h.name.clone(),
             kind: EntryKind::File,
             bytes: h.size,
             digest: h.digest,
             recipe: h.recipe().id(),
         },
-        None => FileEntry {
-            path: found.name().to_owned(),
+        Entry::Directory(path) => FileEntry {
+            path: path.clone(),
             kind: EntryKind::Directory,
             bytes: 0,
             digest: Id::of(b""),
             recipe: Id([0; 32]),
         },
+        Entry::Stored(entry) => entry.clone(),
     };
     VersionRecord {
         model: spec.model.clone(),
@@ -231,6 +264,7 @@ fn record_of(spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecor
         previous: spec.previous,
         parents: spec.parents.iter().map(edge).collect(),
         origin: spec.origin.clone(),
-        files: hashed.found.iter().zip(&hashed.files).map(entry).collect(),
+        merge: None,
+        files: hashed.entries.iter().map(entry).collect(),
     }
 }

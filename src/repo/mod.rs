@@ -20,6 +20,7 @@ pub mod import;
 pub mod keep;
 pub mod kinship;
 pub mod log;
+pub mod merge;
 pub mod origin;
 pub mod pair;
 pub mod program;

@@ -312,7 +312,8 @@ impl Repo {
         let mut bases: Vec<&[u8]> = bases.iter().map(BaseBlock::bytes).collect();
         if let (Some(formula), false) = (&object.formula, bases.is_empty()) {
             predicted = predict(formula, object.spec(), index, &object.bases, &bases, out.len()).map_err(damaged)?;
-            bases = vec![&predicted];
+            bases.truncate(formula.is_gated() as usize);
+            bases.insert(0, &predicted);
         }
         let decoded = ENCODED.with_borrow_mut(|encoded| {
             self.packs.read_block(&object.stored, index, encoded)?;

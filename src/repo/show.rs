@@ -41,6 +41,7 @@ pub fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
         "created": record.created, "message": record.message, "lossy": Value::Null,
         "parents": d.parents.iter().map(parent).collect::<Vec<_>>(),
         "origin": record.origin,
+        "merge": record.merge,
         "previous": d.previous.as_ref().map(version),
         "next": d.next.iter().map(version).collect::<Vec<_>>(),
         "children": d.children.iter().map(related).collect::<Vec<_>>(),

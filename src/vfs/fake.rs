@@ -42,6 +42,7 @@ pub fn record(model: &str, version: &str, files: Vec<FileEntry>) -> VersionRecor
         previous: None,
         parents: Vec::new(),
         origin: None,
+        merge: None,
         files,
     }
 }

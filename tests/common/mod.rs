@@ -2,6 +2,7 @@
 //! are always ended, and small models made of reproducible noise.
 #![allow(dead_code)] // Each test program uses its own part.
 
+pub mod kin;
 pub mod lab;
 
 use std::fs;

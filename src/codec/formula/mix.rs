@@ -121,14 +121,14 @@ impl Mix {
         round: impl Fn(R) -> R + Copy,
         add: impl Fn(R, R, R) -> R + Copy,
     ) {
-        let mut values = [[R::default(); CHUNK]; MAX_BASES];
+        let mut values = vec![[R::default(); CHUNK]; bases.len()];
         let mut sum = [R::default(); CHUNK];
         for (i, out) in out.chunks_mut(CHUNK * spec.elem.width()).enumerate() {
             for ((elem, bytes), values) in bases.iter().zip(&mut values) {
                 let from = (i * CHUNK * elem.width()).min(bytes.len());
                 load(*elem, &bytes[from..], values);
             }
-            self.sum(&values[..bases.len()], &mut sum, round, add);
+            self.sum(&values, &mut sum, round, add);
             store(spec.elem, &sum, out);
         }
     }

@@ -10,8 +10,9 @@
 //! | 2 | LOW_RANK | low_rank.rs | one, the same elements |
 //! | 3 | QUANTIZED | quantized.rs | one, the same elements |
 //! | 4 | TRANSPOSED | here | one of the child's type, all of it |
+//! | 5 | GATED | mix.rs | as MIX; each value is the mix, or the first base's (chosen.rs says which) |
 //!
-//! Layout: u8 kind, then the kind's own. TRANSPOSED: varint columns of the base.
+//! Layout: u8 kind, then the kind's own, GATED's being MIX's. TRANSPOSED: varint columns of the base.
 
 mod fit_low_rank;
 mod fit_mix;
@@ -31,7 +32,8 @@ pub use fit_low_rank::fit_low_rank;
 pub use fit_mix::{fit_coefficients, fit_mix};
 pub use low_rank::LowRank;
 pub use mix::Mix;
-pub use number::rounded;
+use mix::{Arithmetic, Origin, Post};
+pub use number::{Real, load, rounded, store};
 pub use quantized::{Quantized, QuantizedFit};
 
 /// Longest formula, in bytes.
@@ -53,12 +55,45 @@ pub enum Formula {
     Quantized(Quantized),
     /// Columns of the base, which are the child's rows.
     Transposed(usize),
+    Gated(Mix),
 }
 
 impl Formula {
     /// The base's numbers, rounded to the child's type.
     pub fn cast() -> Formula {
         Formula::Mix(Mix::cast())
+    }
+
+    /// `(w0 p0 + w1 p1 + …) / over`, in f32; `wide`: in f64.
+    pub fn linear(weights: Vec<f64>, over: Option<f64>, wide: bool) -> Formula {
+        let post = over.map_or(Post::None, Post::Over);
+        Formula::Mix(Mix { origin: Origin::None, post, arithmetic: arithmetic(wide), weights })
+    }
+
+    /// `p0 + (w1 (p1 - p0) + w2 (p2 - p0) + …)`, in f32; `wide`: in f64.
+    pub fn task(weights: Vec<f64>, wide: bool) -> Formula {
+        Formula::Mix(Mix { origin: Origin::Apart, post: Post::None, arithmetic: arithmetic(wide), weights })
+    }
+
+    /// `p0 + scale p1`, or `p0`.
+    pub fn gated(scale: f64, wide: bool) -> Formula {
+        let (origin, post) = (Origin::None, Post::None);
+        Formula::Gated(Mix { origin, post, arithmetic: arithmetic(wide), weights: vec![1.0, scale] })
+    }
+
+    /// Is each value the predicted or the first base's?
+    pub fn is_gated(&self) -> bool {
+        matches!(self, Formula::Gated(_))
+    }
+
+    /// Few enough bases to be stored?
+    pub fn is_storable(&self) -> bool {
+        self.bases() <= mix::MAX_BASES
+    }
+
+    /// Can elements of this type take part in arithmetic?
+    pub fn computes(elem: Elem) -> bool {
+        number::is_number(elem)
     }
 
     /// Can numbers of `from` be cast to `to`?
@@ -68,7 +103,7 @@ impl Formula {
 
     pub fn bases(&self) -> usize {
         match self {
-            Formula::Mix(mix) => mix.bases(),
+            Formula::Mix(mix) | Formula::Gated(mix) => mix.bases(),
             _ => 1,
         }
     }
@@ -92,6 +127,10 @@ impl Formula {
                 out.push(4);
                 put_varint(*columns, &mut out);
             }
+            Formula::Gated(mix) => {
+                out.push(5);
+                mix.write(&mut out);
+            }
         }
         out
     }
@@ -103,6 +142,7 @@ impl Formula {
             2 => Formula::LowRank(LowRank::read(input)?),
             3 => Formula::Quantized(Quantized::read(input)?),
             4 => Formula::Transposed(get_varint(input)?),
+            5 => Formula::Gated(Mix::read(input)?),
             _ => return Err(Damage("unknown formula")),
         };
         at_end(input)?;
@@ -135,7 +175,7 @@ impl Formula {
             return Err(Damage("a base is too short for its formula"));
         }
         match self {
-            Formula::Mix(mix) if number::is_number(spec.elem) => mix.predict(spec, bases, out),
+            Formula::Mix(mix) | Formula::Gated(mix) if number::is_number(spec.elem) => mix.predict(spec, bases, out),
             Formula::LowRank(low_rank) if number::is_number(spec.elem) => {
                 low_rank.predict(spec, first_element(spec, block), bases[0], out)?
             }
@@ -146,6 +186,10 @@ impl Formula {
         }
         Ok(())
     }
+}
+
+fn arithmetic(wide: bool) -> Arithmetic {
+    if wide { Arithmetic::F64 } else { Arithmetic::F32 }
 }
 
 /// Of the block; too many are a damaged record, which the formulas' own bounds catch.

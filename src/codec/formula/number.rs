@@ -8,8 +8,16 @@ use std::ops::{Add, Div, Mul, Sub};
 use crate::model::dtype::Elem;
 
 /// f32 or f64.
-pub(super) trait Real:
-    Copy + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
 {
     fn from_f32(v: f32) -> Self;
     fn from_f64(v: f64) -> Self;
@@ -64,8 +72,8 @@ pub(super) fn is_number(elem: Elem) -> bool {
     [F64, F32, F16, BF16].contains(&elem)
 }
 
-/// Reads as many elements as both sides hold.
-pub(super) fn load<R: Real>(elem: Elem, bytes: &[u8], out: &mut [R]) {
+/// Reads as many elements as both sides hold. Of any type but these four, as BF16.
+pub fn load<R: Real>(elem: Elem, bytes: &[u8], out: &mut [R]) {
     match elem {
         F64 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(o, &b)| *o = R::from_f64(f64::from_le_bytes(b))),
         F32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(o, &b)| *o = R::from_f32(f32::from_le_bytes(b))),
@@ -79,8 +87,8 @@ pub(super) fn load<R: Real>(elem: Elem, bytes: &[u8], out: &mut [R]) {
     }
 }
 
-/// Writes as many elements as both sides hold.
-pub(super) fn store<R: Real>(elem: Elem, values: &[R], out: &mut [u8]) {
+/// Writes as many elements as both sides hold, each rounded to the type.
+pub fn store<R: Real>(elem: Elem, values: &[R], out: &mut [u8]) {
     match elem {
         F64 => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = quiet64(v.to_f64()).to_le_bytes()),
         F32 => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = quiet(v.to_f32()).to_le_bytes()),

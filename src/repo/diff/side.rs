@@ -70,6 +70,14 @@ impl SideFile {
         }
     }
 
+    /// As [`read_at`](Self::read_at), on all cores where that helps: for large ranges.
+    pub fn read_parallel(&self, offset: u64, out: &mut [u8]) -> Result<(), RepoError> {
+        match &self.reader {
+            Reader::Stored(reader) => reader.read_parallel(offset, out),
+            Reader::Plain(..) => self.read_at(offset, out),
+        }
+    }
+
     pub fn is_safetensors(&self) -> bool {
         self.path.ends_with(".safetensors")
     }
@@ -153,7 +161,8 @@ impl Side {
     }
 }
 
-fn stored_pieces(file: &SideFile) -> Result<Vec<Piece>, RepoError> {
+/// The pieces of a safetensors file, from its header.
+pub fn stored_pieces(file: &SideFile) -> Result<Vec<Piece>, RepoError> {
     let bad = |e| RepoError::Layout(PathBuf::from(&file.path), e);
     let mut first = vec![0; file.bytes.min(8) as usize];
     file.read_at(0, &mut first)?;
