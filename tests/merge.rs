@@ -185,6 +185,29 @@ fn shards_and_their_index_merge() {
 }
 
 #[test]
+fn a_prefix_that_both_sides_gained_is_no_change() {
+    let t = base();
+    let prefixed = |tensors: &[Tensor]| -> Vec<Tensor> {
+        let mut all = copy(tensors);
+        all.iter_mut().for_each(|t| t.name = format!("bert.{}", t.name));
+        all
+    };
+    let (ta, tb) = (prefixed(&changed(&t, &[&layer(0)], 1)), prefixed(&changed(&t, &[&layer(3)], 2)));
+    let c = config();
+    let bench = family(&files(&t, &c), &files(&ta, &c), &files(&tb, &c));
+    let plan = outcome(&bench);
+    assert_eq!((&plan["outcome"], plan["tensors"].as_array().unwrap().len()), (&json!("none"), 2));
+    bench.ok(&["merge", "a", "b", "--as", "ab"]);
+    let want = prefixed(&changed(&changed(&t, &[&layer(0)], 1), &[&layer(3)], 2));
+    same(&export(&bench, "ab"), &files(&want, &c), "both changes");
+    // What only one side changed is its model, but for a rounding; the rest is the base.
+    bench.ok(&["merge", "a", "b", "--method", "task-arithmetic", "--as", "task"]);
+    let diff = bench.json(&["diff", "ab", "task"]);
+    let far = |d: &Value| d["rel_l2"].as_f64().unwrap() > 1e-6;
+    assert!(diff["changed"].as_array().unwrap().iter().all(|d| !far(d)), "{diff}");
+}
+
+#[test]
 fn what_cannot_be_merged_is_told() {
     let t = base();
     let mut tb = copy(&t);

@@ -43,8 +43,8 @@ pub fn run(g: &Global, a: &Args, turn: &mut Turn, m: &Models, mut plan: Plan) ->
     let merge = |parameters| Merge { method: "emr".to_owned(), base, parameters };
     let edges = m.parents.iter().map(|h| ParentEdge::new(h.id, Relation::Merge)).collect();
     let task = Task { grams: vec![], parents: m.parents.clone(), base: m.base.clone(), edges, merge: merge(vec![]) };
-    let unified = prepare(a, turn, &task, &place(&versions[0]), (&m.inputs, &mut plan), &bar)?;
-    turn.repo.packs.refresh()?;
+    let (unified, _) = prepare(a, turn, &task, &place(&versions[0]), (&m.inputs, &mut plan), None, &bar)?;
+    turn.repo.refresh()?;
     let mut made: Vec<(Task, Plan, Prepared)> = Vec::new();
     for ((parent, scale), version) in m.parents.iter().zip(&scales).zip(&versions[1..]) {
         let vector = Input::of(&turn.repo, versions[0].to_string(), unified.record.clone())?;
@@ -57,7 +57,7 @@ pub fn run(g: &Global, a: &Args, turn: &mut Turn, m: &Models, mut plan: Plan) ->
         let parents = vec![parent.clone()];
         let task =
             Task { grams: vec![], parents, base: m.base.clone(), edges, merge: merge(vec![format!("scale={scale}")]) };
-        let prepared = prepare(a, turn, &task, &place(version), (&inputs, &mut plan), &bar)?;
+        let (prepared, _) = prepare(a, turn, &task, &place(version), (&inputs, &mut plan), None, &bar)?;
         made.push((task, plan, prepared));
     }
     bar.done();

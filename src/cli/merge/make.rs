@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 
 use super::super::import::{Turn, publish};
 use super::super::{Global, out};
+use super::gate::{self, Gate};
 use super::{Args, names};
 use crate::ask;
 use crate::control::{Request, Response, Session};
 use crate::model::name::{ModelName, VersionName, VersionRef, printable};
 use crate::model::record::{Merge, ParentEdge};
+use crate::model::test::TestResult;
 use crate::repo::Head;
 use crate::repo::diff::side::Side;
 use crate::repo::engine::label;
@@ -20,6 +22,7 @@ use crate::repo::merge::write::{self, Means};
 use crate::repo::merge::{Input, Note, Outcome, Plan};
 use crate::repo::origin;
 use crate::repo::progress::Progress;
+use crate::repo::work::Ask;
 
 /// What is to be made of what.
 pub struct Task {
@@ -65,19 +68,24 @@ pub fn tell_plan(g: &Global, plan: &Plan, what: &str) -> Result<()> {
     Ok(out::print_lines(lines)?)
 }
 
-/// Computes and seals; nobody sees it yet.
+/// Computes, puts it to the gate if there is one, and seals; nobody sees it yet.
 pub fn prepare(
     a: &Args,
     turn: &Turn,
     task: &Task,
     place: &Place,
     (inputs, plan): (&[Input], &mut Plan),
+    gate: Option<&Gate>,
     bar: &out::Bar,
-) -> Result<Prepared> {
+) -> Result<(Prepared, Vec<TestResult>)> {
     ensure!(!plan.outputs.is_empty(), "nothing would be left of the model");
     bar.expect(write::bytes(&plan.outputs));
     let means = Means { dir: &turn.repo.dir, driver: a.driver.as_deref(), grams: &task.grams, progress: bar };
     let written = write::write(&means, inputs, &mut plan.outputs)?;
+    let results = match gate {
+        Some(gate) => gate::pass(gate, &turn.repo, task, place, (&plan.outputs, &written), bar)?,
+        None => vec![],
+    };
     let spec = ImportSpec {
         model: place.model.clone(),
         version: place.version.clone(),
@@ -90,7 +98,7 @@ pub fn prepare(
         message: a.message.clone(),
         effort: a.effort.into(),
     };
-    Ok(prepare_merged(&turn.repo, &spec, &written.hashed, Some(&task.merge), bar)?)
+    Ok((prepare_merged(&turn.repo, &spec, &written.hashed, Some(&task.merge), bar)?, results))
 }
 
 /// Carries the plan out and makes the result visible.
@@ -100,16 +108,20 @@ pub fn make(
     turn: &mut Turn,
     task: &Task,
     name: &VersionRef,
-    inputs: &[Input],
-    mut plan: Plan,
+    (inputs, mut plan): (&[Input], Plan),
+    gate: Option<&Gate>,
 ) -> Result<Prepared> {
     let start = Instant::now();
     let place = place(turn.session()?, name)?;
     turn.release();
     let bar = out::Bar::new(&format!("merging into {}", name.model), true)?;
-    let prepared = prepare(a, turn, task, &place, (inputs, &mut plan), &bar)?;
+    let (prepared, results) = prepare(a, turn, task, &place, (inputs, &mut plan), gate, &bar)?;
     bar.done();
     let prepared = publish(turn, prepared, &[], name.version.is_none())?;
+    if !results.is_empty() {
+        let results = results.into_iter().map(|r| TestResult { version: prepared.id, ..r }).collect();
+        turn.session()?.call(Request::Work(Ask::AddResults(results)))?;
+    }
     origin::remember(&turn.repo.clone(), turn, &bar);
     let seconds = start.elapsed().as_secs_f64();
     match g.json {
@@ -120,7 +132,7 @@ pub fn make(
 }
 
 /// The version's name, and its predecessor.
-fn place(session: &mut Session, name: &VersionRef) -> Result<Place> {
+pub fn place(session: &mut Session, name: &VersionRef) -> Result<Place> {
     let version = match &name.version {
         Some(v) => v.clone(),
         None => ask!(session, Request::NextName(name.model.clone()), Response::Name(v) => v)?,

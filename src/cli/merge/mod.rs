@@ -1,17 +1,22 @@
 //! `mgit merge`: what is to be merged and how. How it is carried out and told is in [`make`].
 
 mod emr;
+mod gate;
+mod greedy;
 mod make;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use self::emr::Models;
+use self::gate::Gate;
 use self::make::{Task, make, tell_plan};
 use super::Global;
 use super::import::{Effort, Turn, new_name};
+use super::test::{rate, seconds};
 use crate::ask;
 use crate::control::{Request, Response, Session};
 use crate::model::id::Id;
@@ -25,12 +30,16 @@ use crate::repo::merge::method::{self, Chosen, Method, Setting};
 use crate::repo::merge::three_way::{self, Resolve};
 use crate::repo::merge::{Input, Outcome};
 use crate::repo::progress::Silent;
+use crate::repo::work::{Answer, Ask};
+use crate::work;
 
 /// Merge versions into a new one
 ///
 /// Compares A and B with what both come from. What one side changed is taken from it, the same change once. Both changed
 /// one tensor: a conflict. Changed tensors that feed each other (the same layer or the next, by their names), on
 /// different sides: a possible conflict. Either stops with exit 1 and says which. Configs and tokenizers are merged as text.
+///
+/// Registered tests decide a possible conflict: it is committed if they pass.
 ///
 /// With --method, computes all tensors from any number of versions instead:
 ///   average           the mean
@@ -97,7 +106,20 @@ pub struct Args {
     /// regmean, one for each version, in order
     #[arg(long = "gram", value_name = "FILE", requires = "method")]
     grams: Vec<PathBuf>,
-    /// Commit a possible conflict
+    /// Commit only what passes the registered tests, which run on it first. A possible conflict is put to them anyway
+    #[arg(long)]
+    tests: bool,
+    /// Likewise, and only if at most this share of a test's examples is right in a parent and wrong in the result
+    #[arg(long, value_name = "R", value_parser = rate)]
+    max_negative_flips: Option<f64>,
+    /// Seconds after which a test has failed
+    #[arg(long, value_name = "T", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Merge the K best of these versions two by two, and what comes of that, until nothing new is to be gained; the
+    /// registered tests tell which are best
+    #[arg(long, value_name = "K", requires = "name", conflicts_with_all = ["dry_run", "ours", "theirs", "driver", "tests"])]
+    greedy: Option<usize>,
+    /// Commit a possible conflict without a test
     #[arg(long)]
     accept_possible: bool,
     /// What the new version is, in a line
@@ -106,6 +128,14 @@ pub struct Args {
     /// How long to look for smaller encodings
     #[arg(long, value_enum, default_value_t = Effort::Default)]
     effort: Effort,
+}
+
+impl Args {
+    /// What the result has to pass, if anything. `must`: it cannot be committed untested.
+    fn gate(&self, must: bool) -> Option<Gate> {
+        let wanted = must || self.tests || self.max_negative_flips.is_some();
+        wanted.then_some(Gate { must, max_flips: self.max_negative_flips, timeout: self.timeout })
+    }
 }
 
 fn weights(list: &str) -> Result<Setting, String> {
@@ -123,6 +153,10 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         session.call(Request::CheckName(model.clone(), v.clone()))?;
     }
     match a.method {
+        _ if a.greedy.is_some() => {
+            let name = name.context("--as names the model")?;
+            greedy::run(g, a, &mut turn, parents, base, name, a.greedy.unwrap_or_default())
+        }
         Some(method) => run_method(g, a, &mut turn, parents, base, method, name),
         None => run_three_way(g, a, &mut turn, parents, base, name),
     }
@@ -160,12 +194,15 @@ fn run_three_way(
         tell_plan(g, &plan, &what)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let must = plan.outcome == Outcome::Possible && !a.accept_possible;
+    let tests = work!(turn.session()?, Ask::Tests, Answer::Tests(t) => t)?;
+    turn.release();
     let stopped = match plan.outcome {
-        Outcome::None => None,
-        Outcome::Possible if a.accept_possible => None,
-        Outcome::Possible => Some(
-            "a possible conflict: what one side changed feeds what the other changed; --accept-possible commits it",
+        Outcome::Possible if must && tests.is_empty() => Some(
+            "a possible conflict: what one side changed feeds what the other changed; --accept-possible commits it, or \
+             register a test that tells",
         ),
+        Outcome::None | Outcome::Possible => None,
         Outcome::Conflict => Some("a conflict: both sides changed the same; --ours, --theirs or --driver resolve it"),
     };
     if let Some(why) = stopped {
@@ -184,7 +221,7 @@ fn run_three_way(
     let merge = Merge { method: "three-way".to_owned(), base: Some(base.id), parameters };
     let task = Task { grams: vec![], parents, base: Some(base), edges, merge };
     let name = name.context("--as names the new version")?;
-    make(g, a, turn, &task, &name, &inputs, plan)?;
+    make(g, a, turn, &task, &name, (&inputs, plan), a.gate(must).as_ref())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -224,7 +261,7 @@ fn run_method(
     let merge =
         Merge { method: method.as_str().to_owned(), base: base.as_ref().map(|b| b.id), parameters: chosen.told() };
     let task = Task { grams, parents, base, edges, merge };
-    make(g, a, turn, &task, &name, &inputs, plan)?;
+    make(g, a, turn, &task, &name, (&inputs, plan), a.gate(false).as_ref())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,12 +1,12 @@
 //! Methods that merge any number of parents outright, their parameters, and the plan of such a merge.
 //!
-//! The parents have the same tensors, paired by name, of one dtype and shape; what has no arithmetic (integers, 8-bit
+//! The parents have the same tensors, paired by name (as `diff` does where a name is missing), of one dtype and shape; what has no arithmetic (integers, 8-bit
 //! floats) must be the same in all. Files without tensors are the first parent's. A tensor that all parents have bit for bit
 //! is taken as it is where the method's weights add up to one. NaN and infinities go through a linear method by the rules of
 //! arithmetic; the others refuse them.
 //! The formulas, with their sources, stand where they are computed ([`super::compute`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::emr::Emr;
 use super::layout::{Pick, layout};
@@ -17,6 +17,7 @@ use crate::codec::Formula;
 use crate::model::dtype::Elem;
 use crate::model::name::printable;
 use crate::repo::RepoError;
+use crate::repo::diff::pair;
 use crate::repo::diff::side::{Side, Tensor};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -271,13 +272,11 @@ pub fn plan(inputs: &[Input], chosen: &Chosen, grams: &[Side]) -> Result<Plan, R
             "regmean takes a --gram file for each version: {files} for {versions}"
         )));
     }
-    let indices: Vec<Index> = inputs.iter().map(Index::of).collect();
+    let partners = inputs.iter().map(|i| partners(&inputs[0], i)).collect::<Result<Vec<_>, _>>()?;
     let (mut decided, mut notes) = (Vec::new(), Vec::new());
     for (at, t) in inputs[0].side.tensors.iter().enumerate() {
-        let mut places = vec![at];
-        for (input, index) in inputs.iter().zip(&indices).skip(1) {
-            places.push(index.find(t).ok_or_else(|| missing(&t.name, input))?);
-        }
+        let place = |(input, of): (&Input, &Vec<Option<usize>>)| of[at].ok_or_else(|| missing(&t.name, input));
+        let places = inputs.iter().zip(&partners).map(place).collect::<Result<Vec<_>, _>>()?;
         let tensors: Vec<&Tensor> = inputs.iter().zip(&places).map(|(i, &at)| &i.side.tensors[at]).collect();
         let made = decide(inputs, chosen, grams, places, &tensors)?;
         if made.id.is_none() {
@@ -291,9 +290,10 @@ pub fn plan(inputs: &[Input], chosen: &Chosen, grams: &[Side]) -> Result<Plan, R
         decided.push(made);
     }
     // The base may have more: a head that the parents dropped.
-    for input in inputs[1..chosen.parents].iter() {
-        if let Some(t) = input.side.tensors.iter().find(|t| indices[0].find(t).is_none()) {
-            return Err(missing(&t.name, &inputs[0]));
+    for (input, of) in inputs.iter().zip(&partners).take(chosen.parents) {
+        let has: HashSet<usize> = of.iter().flatten().copied().collect();
+        if let Some(t) = (0..input.side.tensors.len()).find(|t| !has.contains(t)) {
+            return Err(missing(&input.side.tensors[t].name, &inputs[0]));
         }
     }
     let mut outputs = layout(inputs, &decided, Pick::Of(0))?;
@@ -306,6 +306,22 @@ pub fn plan(inputs: &[Input], chosen: &Chosen, grams: &[Side]) -> Result<Plan, R
 fn missing(name: &str, input: &Input) -> RepoError {
     let (name, of) = (printable(name), &input.label);
     RepoError::refused(format!("tensor '{name}' is not in {of}: a method merges versions that have the same tensors"))
+}
+
+/// Of each tensor of the first, its place in the other.
+fn partners(first: &Input, other: &Input) -> Result<Vec<Option<usize>>, RepoError> {
+    let index = Index::of(other);
+    let mut found: Vec<Option<usize>> = first.side.tensors.iter().map(|t| index.find(t)).collect();
+    if found.iter().all(Option::is_some) {
+        return Ok(found);
+    }
+    let taken: HashSet<usize> = found.iter().flatten().copied().collect();
+    for (x, y) in pair(&first.side, &other.side)?.pairs {
+        if found[x].is_none() && !taken.contains(&y) {
+            found[x] = Some(y);
+        }
+    }
+    Ok(found)
 }
 
 /// Tensors by name, in their own file's scope first.

@@ -1,12 +1,13 @@
 //! Three-way: what A and B changed since their base, tensor by tensor and file by file. Symmetric in A and B but for the
 //! word that names a side.
 //!
-//! Tensors are the same when their ids are, so nothing is read. A changed and B did not: A's is taken (a removal,
+//! Tensors go by their names; where A and B have names that the base has not (a prefix that fine-tuning gave), by those that
+//! its tensors have in A. They are the same when their ids are, so nothing is read but what such a pairing takes. A changed and B did not: A's is taken (a removal,
 //! too), and the other way round; the same change on both sides is taken once; anything else is a conflict. Two tensors
 //! that were changed on different sides and feed each other ([`Layers`]) are a possible conflict. Other files go the same
 //! way; where both changed one, its text is merged ([`text`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::layout::{Pick, layout};
 use super::text::{self, Merged};
@@ -16,6 +17,7 @@ use crate::model::id::Id;
 use crate::model::name::printable;
 use crate::model::record::{EntryKind, FileEntry};
 use crate::repo::RepoError;
+use crate::repo::diff::pair;
 use crate::repo::diff::side::Tensor;
 
 /// Places among the inputs.
@@ -90,19 +92,44 @@ pub fn plan(inputs: &[Input; 3], resolve: Resolve) -> Result<Plan, RepoError> {
     Ok(Plan { outcome, tensors: notes, files, outputs })
 }
 
+/// Scope and name.
+type Key = (String, String);
+
+fn key_of(t: &Tensor) -> Key {
+    (t.scope.clone(), t.name.clone())
+}
+
+/// Of tensors of the base whose names neither side has: what A and B call them.
+fn renamed(inputs: &[Input; 3]) -> Result<HashMap<usize, Key>, RepoError> {
+    let keys = |i: usize| inputs[i].side.tensors.iter().map(key_of).collect::<HashSet<Key>>();
+    let [base, a, b] = [BASE, A, B].map(keys);
+    if !a.iter().any(|k| b.contains(k) && !base.contains(k)) {
+        return Ok(HashMap::new());
+    }
+    let pairs = pair(&inputs[BASE].side, &inputs[A].side)?.pairs;
+    let key = |(x, y): (usize, usize)| {
+        let (old, new) = (key_of(&inputs[BASE].side.tensors[x]), key_of(&inputs[A].side.tensors[y]));
+        let moved = !a.contains(&old) && !b.contains(&old) && b.contains(&new) && !base.contains(&new);
+        moved.then_some((x, new))
+    };
+    Ok(pairs.into_iter().filter_map(key).collect())
+}
+
 /// The tensors of all three, by scope and name.
 struct Tensors {
-    all: BTreeMap<(String, String), [Option<usize>; 3]>,
+    all: BTreeMap<Key, [Option<usize>; 3]>,
     notes: Vec<Note>,
 }
 
 impl Tensors {
     fn of(inputs: &[Input; 3]) -> Result<Tensors, RepoError> {
-        let mut all: BTreeMap<(String, String), [Option<usize>; 3]> = BTreeMap::new();
-        for (input, places) in inputs.iter().zip(0..) {
+        let mut all: BTreeMap<Key, [Option<usize>; 3]> = BTreeMap::new();
+        let renamed = renamed(inputs)?;
+        for (input, place) in inputs.iter().zip(0..) {
             for (at, t) in input.side.tensors.iter().enumerate() {
-                let found: &mut [Option<usize>; 3] = all.entry((t.scope.clone(), t.name.clone())).or_default();
-                if found[places].replace(at).is_some() {
+                let key = renamed.get(&at).filter(|_| place == BASE).cloned();
+                let found: &mut [Option<usize>; 3] = all.entry(key.unwrap_or_else(|| key_of(t))).or_default();
+                if found[place].replace(at).is_some() {
                     let name = printable(&t.name);
                     return Err(RepoError::refused(format!(
                         "tensor '{name}' is there twice: in two shards of a model"

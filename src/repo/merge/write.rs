@@ -30,6 +30,13 @@ pub struct Written {
     _files: Vec<File>,
 }
 
+impl Written {
+    /// Where a computed file can be read, by other processes of this user too, while this is held.
+    pub fn path(&self, name: &str) -> Option<&Path> {
+        self.hashed.files().into_iter().find(|f| f.name == name).map(|f| f.source.as_path())
+    }
+}
+
 /// What carrying out takes beside the plan.
 pub struct Means<'a> {
     /// The repository's directory.
@@ -74,7 +81,7 @@ pub fn write(means: &Means, inputs: &[Input], outputs: &mut [Output]) -> Result<
         }
         file.rewind().map_err(fail)?;
         // The name lasts as long as the file is open here.
-        let source = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let source = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
         let mut hashed = hash_file(&o.path, &source, means.progress)?;
         hashed.pieces.iter_mut().zip(made).for_each(|(piece, made)| piece.made = made);
         entries.push(Entry::File(hashed));
