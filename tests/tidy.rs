@@ -30,7 +30,6 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("fuser", &["fuse"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),
-    ("glob", &["model"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("anstream", &["cli"]),
@@ -39,6 +38,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli"]),
     ("env_logger", &["cli"]),
     ("bytesize", &["cli"]),
+    ("glob", &["model"]),
+    ("shlex", &["cli"]),
 ];
 
 /// Lines of a file, of a function.

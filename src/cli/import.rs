@@ -13,6 +13,7 @@ use super::{Global, out};
 use crate::ask;
 use crate::codec;
 use crate::control::{Request, Response, Session};
+use crate::model::build::Build;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{EntryKind, Origin, ParentEdge, Relation};
@@ -20,7 +21,9 @@ use crate::repo::Head;
 use crate::repo::engine::{Above, label};
 use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, prepare, rename_prepared};
 use crate::repo::origin::{self, Ask, Move, New};
+use crate::repo::work::{Answer, Ask as About, Publication};
 use crate::repo::{Repo, RepoError, hash, progress, walk};
+use crate::work;
 
 /// Store a model directory, or one .safetensors file, as a new version
 ///
@@ -53,6 +56,12 @@ pub struct Args {
     /// How long to look for smaller encodings
     #[arg(long, value_enum, default_value_t = Effort::Default)]
     effort: Effort,
+    /// How it is made from its parents: a command, quoted as for a shell (see 'mgit recipe set')
+    #[arg(long, value_name = "CMD", conflicts_with = "each")]
+    recipe: Option<String>,
+    /// A file that the recipe needs; may be repeated
+    #[arg(long = "recipe-file", value_name = "F", requires = "recipe")]
+    recipe_files: Vec<String>,
     /// Import every model directory below PATH (in a Hugging Face cache, every snapshot)
     #[arg(long)]
     each: bool,
@@ -244,6 +253,7 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let start = Instant::now();
     refuse_own_mount(turn.session()?, path)?;
     let mut place = resolve(turn.session()?, a, &name)?;
+    let recipe = recipe(&turn.repo, a)?;
     turn.work(path)?;
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
     let hashed = hash_all(&turn.repo, path, &bar)?;
@@ -262,13 +272,24 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     };
     let prepared = prepare(&turn.repo, &spec, &hashed, &bar)?;
     bar.done();
-    let prepared = publish(turn, prepared, &place.moves, name.version.is_none())?;
+    let prepared = match recipe {
+        None => publish(turn, prepared, &place.moves, name.version.is_none())?,
+        recipe => publish_with(turn, prepared, &place.moves, recipe, name.version.is_none())?,
+    };
     origin::remember(&turn.repo.clone(), turn, &bar);
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;
     }
     Ok(report(&prepared, &place, seconds))
+}
+
+/// The recipe that the arguments give, its files kept.
+fn recipe(repo: &Repo, a: &Args) -> Result<Option<Build>> {
+    let Some(text) = &a.recipe else { return Ok(None) };
+    let command =
+        shlex::split(text).filter(|c| !c.is_empty()).context("--recipe: no command, or a quote is not closed")?;
+    super::recipe::record(repo, command, &a.recipe_files, &[]).map(Some)
 }
 
 /// The lineage of the version to be.
@@ -362,7 +383,18 @@ fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
 }
 
 /// Makes the version visible; under the next free name when a default one was taken meanwhile.
-pub(super) fn publish(turn: &mut Turn, mut prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
+pub(super) fn publish(turn: &mut Turn, prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
+    publish_with(turn, prepared, moves, None, default_name)
+}
+
+/// As [`publish`], with a recipe.
+fn publish_with(
+    turn: &mut Turn,
+    mut prepared: Prepared,
+    moves: &[Move],
+    recipe: Option<Build>,
+    default_name: bool,
+) -> Result<Prepared> {
     for _ in 0..100 {
         let session = turn.session()?;
         let (model, version) = (prepared.record.model.clone(), prepared.record.version.clone());
@@ -371,7 +403,14 @@ pub(super) fn publish(turn: &mut Turn, mut prepared: Prepared, moves: &[Move], d
             prepared = rename_prepared(&turn.repo, prepared, next)?;
             continue;
         }
-        ask!(session, Request::Publish(prepared.event(), moves.to_vec()), Response::Head(h) => h)?;
+        let (commit, moves) = (prepared.event(), moves.to_vec());
+        match recipe {
+            None => ask!(session, Request::Publish(commit, moves), Response::Head(h) => h)?,
+            Some(_) => {
+                let publication = Publication { commit, moves, results: vec![], recipe, step: None };
+                work!(session, About::Publish(Box::new(publication)), Answer::Head(h) => h)?
+            }
+        };
         return Ok(prepared);
     }
     bail!("{}: other imports keep taking the next name; use --as MODEL@VERSION", prepared.record.model)

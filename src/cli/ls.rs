@@ -6,21 +6,30 @@ use anyhow::{Result, bail};
 use serde_json::json;
 
 use super::{Global, out};
-use crate::ask;
-use crate::control::{Request, Response};
+use crate::control::{Request, Response, Session};
+use crate::model::cascade::{self, Fact, Facts};
 use crate::model::name::ModelName;
 use crate::repo::Head;
 use crate::repo::charge::Charges;
 use crate::repo::graph::stored;
+use crate::repo::update::name;
+use crate::repo::work::{Answer, Ask};
+use crate::{ask, work};
 
 /// List the models, or the versions of one
 #[derive(clap::Args)]
 pub struct Args {
     model: Option<ModelName>,
+    /// Newest versions with a parent of which there is a newer version that they were not made from
+    #[arg(long)]
+    stale: bool,
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let (repo, mut session) = g.session()?;
+    if a.stale {
+        return stale(g, a, session);
+    }
     let all = ask!(session, Request::List, Response::Heads(h) => h)?;
     drop(session);
     let of = |model: &ModelName| all.iter().filter(|h| h.model == *model).cloned().collect::<Vec<_>>();
@@ -46,6 +55,37 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         ),
     };
     out::print_lines(lines)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `mgit update` would make again if the parents' newest versions came in the place of those before.
+fn stale(g: &Global, a: &Args, mut session: Session) -> Result<ExitCode> {
+    let facts = work!(session, Ask::Facts, Answer::Facts(f) => f)?;
+    let all = Facts::new(&facts);
+    let mut found = cascade::stale(&all);
+    found.retain(|(f, ..)| a.model.as_ref().is_none_or(|m| *m == f.model));
+    if g.json {
+        let reference = |f: &Fact| json!({"model": f.model, "version": f.version, "id": f.id});
+        let mut rows: Vec<serde_json::Value> = Vec::new();
+        for (fact, parent, newest) in found {
+            let of = json!({"parent": reference(parent), "newest": reference(newest)});
+            match rows.last_mut().filter(|r| r["id"] == json!(fact.id)) {
+                Some(row) => row["stale"].as_array_mut().into_iter().for_each(|s| s.push(of.clone())),
+                None => {
+                    let mut row = reference(fact);
+                    row["stale"] = json!([of]);
+                    rows.push(row);
+                }
+            }
+        }
+        out::print_json(&json!({ "versions": rows }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |(f, p, n): &(&Fact, &Fact, &Fact)| vec![f.model.to_string(), f.version.to_string(), name(p), name(n)];
+    out::print_lines(match found.is_empty() {
+        true => vec!["nothing is stale".to_owned()],
+        false => out::table(&["MODEL", "VERSION", "FROM", "NEWEST"], &found.iter().map(row).collect::<Vec<_>>()),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

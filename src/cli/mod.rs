@@ -2,6 +2,7 @@
 //!
 //! Exit 0: done. 1: failed, with one line on standard error. 2: wrong usage (clap's).
 
+mod bisect;
 mod cache;
 mod completions;
 mod diff;
@@ -19,6 +20,7 @@ mod merge;
 mod mount;
 mod mv;
 mod out;
+mod recipe;
 mod repack;
 mod rm;
 mod served;
@@ -29,6 +31,7 @@ mod tag;
 mod test;
 mod umount;
 mod undo;
+mod update;
 mod verify;
 
 use std::cell::OnceCell;
@@ -99,6 +102,9 @@ enum Verb {
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
     Test(test::Args),
+    Bisect(bisect::Args),
+    Recipe(recipe::Args),
+    Update(update::Args),
     Rm(rm::Args),
     Undo(undo::Args),
     Mv(mv::Args),
@@ -186,6 +192,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),
         Verb::Test(a) => test::run(g, a),
+        Verb::Bisect(a) => bisect::run(g, a),
+        Verb::Recipe(a) => recipe::run(g, a),
+        Verb::Update(a) => update::run(g, a),
         Verb::Rm(a) => rm::run(g, a),
         Verb::Undo(a) => undo::run(g, a),
         Verb::Mv(a) => mv::run(g, a),

@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use crate::control::{self, Session, runtime_dir};
+use crate::control::{self, Request, Response, Session, runtime_dir};
 use crate::model::name::{ModelName, VersionName};
 use crate::mount;
 use crate::repo::Repo;
 use crate::repo::scratch::Scratch;
+use crate::repo::work::{Answer, Ask};
+use crate::work;
 
 /// A live mount, for as long as this is held.
 pub struct Served {
@@ -28,7 +30,6 @@ pub struct Served {
 impl Served {
     /// The mount, and a connection to its daemon.
     pub fn open(repo: &Arc<Repo>) -> Result<(Served, Session)> {
-        Scratch::sweep(repo, &[]);
         let own = runtime_dir().join(format!("mnt-{}", std::process::id()));
         for _ in 0..20 {
             let mut session = Session::open(repo)?;
@@ -38,10 +39,13 @@ impl Served {
                 continue;
             };
             let mut served = Served { own: at == own.canonicalize().unwrap_or_default(), at, shared: None };
-            served.shared = File::open(lock_of(&served.at)).ok();
+            let of_a_command = served.at.starts_with(runtime_dir().canonicalize().unwrap_or_default());
+            served.shared = File::open(lock_of(&served.at)).ok().filter(|_| of_a_command);
             if let Some(lock) = &served.shared {
                 lock.lock_shared().context("cannot lock the mount")?;
             }
+            let cascade = work!(session, Ask::Cascade, Answer::Cascade(c) => c)?;
+            Scratch::sweep(repo, &cascade.map_or_else(Vec::new, |c| c.runs()));
             // Its owner may have ended it while we waited for the lock.
             if session.mountpoint().is_ok() {
                 return Ok((served, session));

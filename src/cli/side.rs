@@ -70,10 +70,15 @@ impl Found {
 
     pub fn open(&self, repo: &Arc<Repo>, progress: &dyn Progress) -> Result<Side> {
         Ok(match self {
-            Found::Head(head) => Side::of_version(repo, &repo.record(&head.id)?)?,
+            Found::Head(head) => version(repo, head)?,
             Found::Path(path) => Side::of_path(path, progress)?,
         })
     }
+}
+
+/// A version of the repository.
+pub fn version(repo: &Arc<Repo>, head: &Head) -> Result<Side> {
+    Ok(Side::of_version(repo, &repo.record(&head.id)?)?)
 }
 
 /// Looks up what a target names.

@@ -8,6 +8,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::build::Build;
+use super::cascade::{Plan, State};
 use super::id::Id;
 use super::name::{ModelName, VersionName};
 use super::record::{ParentEdge, Real, Relation, is_false};
@@ -43,7 +45,11 @@ pub enum Event {
         at: Option<Timestamp>,
     },
     /// A removed version is back.
-    Restore { model: ModelName, version: VersionName, id: Id },
+    Restore {
+        model: ModelName,
+        version: VersionName,
+        id: Id,
+    },
     /// The model's tag leads to `id`, or to nothing any longer.
     Tag {
         model: ModelName,
@@ -52,7 +58,10 @@ pub enum Event {
         id: Option<Id>,
     },
     /// All versions and tags of the model `from`, the removed ones too, are `to`'s. That had none.
-    Rename { from: ModelName, to: ModelName },
+    Rename {
+        from: ModelName,
+        to: ModelName,
+    },
     /// A provenance edge, appended to the child's parents (or its relation replaced).
     Link {
         child: Id,
@@ -73,13 +82,33 @@ pub enum Event {
         guess: bool,
     },
     /// No edge of either kind from `child` to `parent` any longer.
-    Unlink { child: Id, parent: Id },
+    Unlink {
+        child: Id,
+        parent: Id,
+    },
     /// A test is registered, or registered anew under its name.
     Test(Test),
     /// The test is registered no longer; its results stay.
-    TestRemove { test: TestName },
+    TestRemove {
+        test: TestName,
+    },
     /// What a run of a test gave; in place of what the same test content gave on the same version before.
     Result(Box<TestResult>),
+    /// How the version is made from its parents.
+    Recipe {
+        id: Id,
+        recipe: Box<Build>,
+    },
+    RecipeRemove {
+        id: Id,
+    },
+    /// An update cascade begins, in place of any before it.
+    Update(Box<Plan>),
+    /// A step of the last cascade is so far.
+    UpdateStep {
+        step: usize,
+        state: State,
+    },
 }
 
 impl Event {

@@ -1,5 +1,8 @@
 //! Pure values: ids, names, the layout of safetensors files, recipes, version records, journal events,
 //! the lineage, drawings and places of it, and tables. No I/O.
+pub mod bisect;
+pub mod build;
+pub mod cascade;
 pub mod dtype;
 pub mod event;
 pub mod family;

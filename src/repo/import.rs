@@ -157,7 +157,8 @@ fn seal(record: VersionRecord, mut writer: PackWriter) -> Result<Prepared, RepoE
 fn refuse_overlap(repo: &Repo, path: &Path) -> Result<(), RepoError> {
     let real = |p: &std::path::Path| p.canonicalize().map_err(|e| RepoError::file(p, e));
     let (real_path, store) = (real(path)?, real(&repo.dir)?);
-    if real_path.starts_with(&store) || store.starts_with(&real_path) {
+    let draft = real_path.starts_with(store.join("drafts"));
+    if (real_path.starts_with(&store) && !draft) || store.starts_with(&real_path) {
         return Err(RepoError::refused(format!(
             "{}: this is, or holds, the repository itself; name a model directory",
             path.display()

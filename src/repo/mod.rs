@@ -33,6 +33,7 @@ pub mod scratch;
 pub mod show;
 pub mod space;
 pub mod tests;
+pub mod update;
 pub mod walk;
 pub mod work;
 

@@ -35,6 +35,7 @@ const MAX_METRICS: usize = 16 << 10;
 const SKIP: i32 = 125;
 
 /// What a test is run on.
+#[derive(Clone)]
 pub struct Subject {
     pub path: PathBuf,
     pub model: ModelName,

@@ -13,8 +13,8 @@
 //! k parent child           relation, JSON
 //! x previous id            nothing: `id` follows `previous`
 //! s seq u64 BE             id: all commits in order
-//! t … r …                  tests and results (catalog/work.rs)
 //! g model 0 tag            id: where a tag leads
+//! t … r … b … u            tests, results, recipes, the last update (catalog/work.rs)
 //! ```
 //! A second commit of the same id says nothing. Edges of removed versions stay.
 //!
@@ -408,10 +408,7 @@ impl Frame<'_> {
             }
             Event::Follow { id, previous, guess } => self.follow(id, Some(*previous), *guess),
             Event::Unlink { child, parent } => self.unlink(child, parent),
-            work => {
-                self.take_work(work);
-                Ok(())
-            }
+            work => self.take_work(work),
         }
     }
 

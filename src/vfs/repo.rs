@@ -18,7 +18,7 @@ use crate::repo::charge::Charges;
 use crate::repo::engine::{Engine, label};
 use crate::repo::keep::{Count, Keeper};
 use crate::repo::read::FileReader;
-use crate::repo::{Repo, RepoError, tests};
+use crate::repo::{Repo, RepoError, tests, update};
 
 /// Models whose versions are held in memory.
 const MAX_MODELS: usize = 1 << 16;
@@ -105,6 +105,7 @@ impl RepoSource {
             Page::Version(id, Sheet::Tests) => tests::card(&self.engine, id)?.into(),
             Page::Graph(Drawing::Dot) => dot::dot(&cards.charged()).into(),
             Page::Graph(Drawing::Svg) => svg::svg(&cards.charged()).into(),
+            Page::Graph(Drawing::Update) => update::page(&self.engine)?.into(),
             Page::Graph(Drawing::Json) => json::json(&cards.charged()).into(),
         })
     }

@@ -41,6 +41,8 @@ pub enum Drawing {
     Dot,
     Svg,
     Json,
+    /// The last update cascade, not a picture of it.
+    Update,
 }
 
 /// A text that is made when it is asked for.

@@ -4,7 +4,7 @@
 //! lineage/tree/<root>/<child>/…          in each @<v> -> the version, and links to models that stand elsewhere
 //! lineage/of/<model>/<version>/          model, previous, next -> …   parents/ children/ ancestors/ descendants/
 //!                                        info.json  diff.txt  log.txt  tests.json
-//! lineage/graph.dot  graph.svg  graph.json
+//! lineage/graph.dot  graph.svg  graph.json  update.json
 //! ```
 //! All of it follows from the source's graph, and is made anew when that changes. A symlink's and a text's number is
 //! that of what it holds: one that comes to hold something else is another node, so that what the kernel knows of a

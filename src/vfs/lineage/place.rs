@@ -35,8 +35,12 @@ pub(super) const SHEETS: [(&str, Sheet); 4] =
     [("info.json", Sheet::Info), ("diff.txt", Sheet::Diff), ("log.txt", Sheet::Log), ("tests.json", Sheet::Tests)];
 
 /// The drawings and their names.
-pub(super) const DRAWINGS: [(&str, Drawing); 3] =
-    [("graph.dot", Drawing::Dot), ("graph.svg", Drawing::Svg), ("graph.json", Drawing::Json)];
+pub(super) const DRAWINGS: [(&str, Drawing); 4] = [
+    ("graph.dot", Drawing::Dot),
+    ("graph.svg", Drawing::Svg),
+    ("graph.json", Drawing::Json),
+    ("update.json", Drawing::Update),
+];
 
 /// A file that holds one text for good.
 #[derive(Clone, PartialEq, Eq, Debug)]

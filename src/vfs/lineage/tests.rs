@@ -146,7 +146,7 @@ fn the_tree_and_the_cards_are_as_the_contract_draws_them() {
     assert_eq!(below(&all, "lineage/of/acme--ft/v2/"), card);
     assert_eq!(below(&all, "lineage/of/acme--ft/v1/next"), [" -> ../../acme--ft/v2"]);
     let tops: Vec<_> = below(&all, "lineage/").into_iter().filter(|p| p.matches('/').count() == 0).collect();
-    assert_eq!(tops, ["graph.dot", "graph.json", "graph.svg"]);
+    assert_eq!(tops, ["graph.dot", "graph.json", "graph.svg", "update.json"]);
     let (time, born) = (all["lineage/of/mix/v1/info.json"].0.time, all["lineage/of/"].0.time);
     assert!(time < born && time == all["lineage/tree/base/mix"].0.time && time == all["lineage/graph.dot"].0.time);
 }
