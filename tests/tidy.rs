@@ -27,6 +27,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("similar", &["repo"]),
     ("quick_cache", &["store", "repo", "vfs"]),
     ("fuser", &["fuse"]),
+    ("rustix", &["repo", "vfs"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),
     ("glob", &["model"]),

@@ -5,6 +5,7 @@
 mod cache;
 mod completions;
 mod diff;
+mod discard;
 mod export;
 mod fsck;
 mod gc;
@@ -20,6 +21,7 @@ mod mv;
 mod out;
 mod repack;
 mod rm;
+mod seal;
 mod served;
 mod show;
 mod side;
@@ -97,6 +99,8 @@ enum Verb {
     Link(link::LinkArgs),
     Unlink(link::UnlinkArgs),
     Test(test::Args),
+    Seal(seal::Args),
+    Discard(discard::Args),
     Rm(rm::Args),
     Undo(undo::Args),
     Mv(mv::Args),
@@ -183,6 +187,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Link(a) => link::link(g, a),
         Verb::Unlink(a) => link::unlink(g, a),
         Verb::Test(a) => test::run(g, a),
+        Verb::Seal(a) => seal::run(g, a),
+        Verb::Discard(a) => discard::run(g, a),
         Verb::Rm(a) => rm::run(g, a),
         Verb::Undo(a) => undo::run(g, a),
         Verb::Mv(a) => mv::run(g, a),
