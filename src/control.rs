@@ -20,6 +20,7 @@ use crate::model::id::{Id, path_tag};
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::Relation;
 use crate::repo::Head;
+use crate::repo::draft::{Area, Begun, Listed, Slot};
 use crate::repo::engine::{Above, Detail, Engine};
 use crate::repo::keep::{self, Keeper, Kept};
 use crate::repo::origin::Move;
@@ -53,6 +54,12 @@ pub enum Request {
     CheckName(ModelName, VersionName),
     /// A commit, and the guessed edges that move to it.
     Publish(Event, Vec<Move>),
+    /// A draft, or a model's loose files, and what it shall be called: what is to be done to seal it.
+    Begin(ModelName, Option<String>, Option<VersionRef>),
+    /// The commit that a draft was encoded to; without one, it holds what the version in its place does, and goes.
+    PublishDraft(Option<Event>, Vec<Move>, Slot, Id),
+    Discard(Slot),
+    Drafts,
     /// The ids of all commits from that one on.
     Since(u64),
     /// A living version and what it comes from.
@@ -102,6 +109,10 @@ pub enum Response {
     /// Files and their bytes.
     Sum(u64, u64),
     Work(work::Answer),
+    Begun(Begun),
+    /// The draft has changed since its commit began.
+    Changed,
+    Drafts(Vec<Listed>),
     Done,
     /// One line for the user.
     Failed(String),
@@ -111,6 +122,7 @@ pub enum Response {
 pub struct Mounted {
     pub mountpoint: PathBuf,
     pub keeper: Option<Arc<Keeper>>,
+    pub drafts: Arc<Area>,
 }
 
 /// Answers a request from the catalog at hand.
@@ -131,6 +143,18 @@ pub fn answer(
         Request::NextName(m) => Response::Name(engine.next_name(&m)?),
         Request::CheckName(m, v) => engine.refuse_used(&m, &v).map(|()| Response::Done)?,
         Request::Publish(event, moves) => Response::Head(engine.publish(event, &moves)?),
+        Request::Begin(..) | Request::PublishDraft(..) | Request::Discard(_) | Request::Drafts => {
+            let alone;
+            let area = match mounted {
+                Some(m) => &*m.drafts,
+                None => {
+                    alone = Area::new(&engine.repo.dir);
+                    alone.recover(engine)?;
+                    &alone
+                }
+            };
+            return answer_of_drafts(engine, area, request);
+        }
         Request::Since(seq) => Response::Ids(engine.catalog().since(seq)?),
         Request::Above(id) => Response::Above(engine.above(&id)?),
         Request::Remove(refs) => Response::Heads(engine.remove(&refs)?),
@@ -156,6 +180,26 @@ pub fn answer(
             Some(k) => sum(keep::remove(engine, k.files(), &versions)?),
             None => sum(keep::remove(engine, &keep::unattended(&engine.repo.dir)?, &versions)?),
         },
+    })
+}
+
+fn answer_of_drafts(engine: &Engine, area: &Area, request: Request) -> Result<Response, RepoError> {
+    Ok(match request {
+        Request::Begin(model, name, to) => {
+            let to = to.map(|r| {
+                Ok::<_, RepoError>((r.model.clone(), r.version.map_or_else(|| engine.next_name(&r.model), Ok)?))
+            });
+            Response::Begun(area.begin(engine, &model, name.as_deref(), to.transpose()?)?)
+        }
+        Request::PublishDraft(Some(event), moves, slot, mark) => {
+            area.publish(engine, event, &moves, &slot, &mark)?.map_or(Response::Changed, Response::Head)
+        }
+        Request::PublishDraft(None, _, slot, mark) => match area.give_back(&slot, &mark)? {
+            true => Response::Done,
+            false => Response::Changed,
+        },
+        Request::Discard(slot) => area.discard(engine, &slot).map(|_| Response::Done)?,
+        _ => Response::Drafts(area.list()?),
     })
 }
 

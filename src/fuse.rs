@@ -26,12 +26,14 @@ use fuser::{
 
 use passthrough::Modes;
 
-use crate::vfs::{Attr, BLOCK_SIZE, Entry, Found, Kind, MAX_READ, Opened, Source, Stale, Vfs, VfsError, Xattr};
+use crate::vfs::{
+    Attr, BLOCK_SIZE, Change, Entry, Found, Kind, MAX_READ, Opened, Source, Stale, Vfs, VfsError, When, Xattr,
+};
 
 /// Requests that the kernel may have under way beside those a caller waits for (readahead).
 const MAX_BACKGROUND: u16 = 64;
 const CONGESTED: u16 = 48;
-/// Nothing is written, so a close has nothing to flush.
+/// Of what was only read, a close has nothing to flush.
 const NOFLUSH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 /// The kernel's largest request (`fs.fuse.max_pages_limit`).
 const MAX_REQUEST: u32 = 1 << 20;
@@ -123,7 +125,7 @@ fn file_attr(a: &Attr) -> FileAttr {
         blocks: a.blocks,
         atime: a.time,
         mtime: a.time,
-        ctime: a.time,
+        ctime: a.changed,
         crtime: a.time,
         kind: file_type(a.kind),
         perm: a.mode,
@@ -139,7 +141,18 @@ fn file_attr(a: &Attr) -> FileAttr {
 /// The protocol's way to say that a name holds nothing and that this may be believed: node 0.
 fn nothing() -> FileAttr {
     let (time, mode) = (SystemTime::UNIX_EPOCH, 0);
-    file_attr(&Attr { ino: 0, kind: Kind::File, size: 0, blocks: 0, time, mode, nlink: 0, uid: 0, gid: 0 })
+    file_attr(&Attr {
+        ino: 0,
+        kind: Kind::File,
+        size: 0,
+        blocks: 0,
+        time,
+        changed: time,
+        mode,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+    })
 }
 
 fn opened(result: Result<Opened, Errno>, flags: FopenFlags, reply: ReplyOpen) {
@@ -158,11 +171,28 @@ fn xattr(result: Result<Xattr, Errno>, reply: ReplyXattr) {
     }
 }
 
-impl<S: Source> Fuse<S> {
-    fn refusal(&self) -> Errno {
-        Errno::from_i32(self.vfs.refusal().errno())
+fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
     }
+}
 
+fn entry(result: Result<Entry, Errno>, reply: ReplyEntry) {
+    match result {
+        Ok(e) => reply.entry_with_ttls(&e.attr_for, &e.name_for, &file_attr(&e.attr), Generation(0)),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn when(time: TimeOrNow) -> When {
+    match time {
+        TimeOrNow::SpecificTime(at) => When::At(at),
+        TimeOrNow::Now => When::Now,
+    }
+}
+
+impl<S: Source> Fuse<S> {
     fn closed(&self, fh: FileHandle, reply: ReplyEmpty) {
         let release = || {
             self.vfs.release(fh.0);
@@ -207,7 +237,8 @@ impl<S: Source> Filesystem for Fuse<S> {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_PASSTHROUGH,
-            InitFlags::FUSE_CACHE_SYMLINKS, // each leads to one place for good
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2, // no file has privileges to kill: else each write would ask for them
+            InitFlags::FUSE_CACHE_SYMLINKS,     // each leads to one place for good
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -257,12 +288,13 @@ impl<S: Source> Filesystem for Fuse<S> {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let file = guarded(|| self.vfs.open(ino.0, flags.0));
-        let Ok(Opened { fh, .. }) = file else { return opened(file, NOFLUSH, reply) };
+        let keep = if flags.0 & libc::O_ACCMODE == libc::O_RDONLY { NOFLUSH } else { FopenFlags::empty() };
+        let Ok(Opened { fh, .. }) = file else { return opened(file, keep, reply) };
         // Fails where the kernel cannot, or may not for this process: then it asks us for each read.
         let backing = || self.vfs.with_plain(fh, |plain| reply.open_backing(plain).ok());
         match self.modes.open(ino.0, backing) {
-            Some(id) => reply.opened_passthrough(FileHandle(fh), NOFLUSH, &id),
-            None => opened(file, NOFLUSH, reply),
+            Some(id) => reply.opened_passthrough(FileHandle(fh), keep, &id),
+            None => opened(file, keep, reply),
         }
     }
 
@@ -298,8 +330,8 @@ impl<S: Source> Filesystem for Fuse<S> {
         self.closed(fh, reply);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.fsync(fh.0, data_only)), reply);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -332,8 +364,8 @@ impl<S: Source> Filesystem for Fuse<S> {
         self.closed(fh, reply);
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.fsync(fh.0, data_only)), reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -360,79 +392,124 @@ impl<S: Source> Filesystem for Fuse<S> {
         xattr(guarded(|| self.vfs.listxattr(ino.0, size)), reply);
     }
 
-    // What follows would change something.
+    // What follows changes something, or is refused.
 
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        ino: INodeNo,
+        mode: Option<u32>,
+        owner: Option<u32>,
+        group: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(self.refusal());
+        let (accessed, modified) = (accessed.map(when), modified.map(when));
+        let change = Change { mode, owner, group, size, accessed, modified };
+        match guarded(|| self.vfs.setattr(ino.0, fh.map(|fh| fh.0), &change)) {
+            Ok((attr, held)) => reply.attr(&held, &file_attr(&attr)),
+            Err(e) => reply.error(e),
+        }
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(self.refusal());
+    fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+        entry(guarded(|| self.vfs.mknod(parent.0, name, mode)), reply);
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(self.refusal());
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        entry(guarded(|| self.vfs.mkdir(parent.0, name, mode)), reply);
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refusal());
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.unlink(parent.0, name)), reply);
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refusal());
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.rmdir(parent.0, name)), reply);
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(self.refusal());
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        entry(guarded(|| self.vfs.symlink(parent.0, name, target.as_os_str())), reply);
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        reply.error(self.refusal());
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to: INodeNo,
+        new: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        done(guarded(|| self.vfs.rename(parent.0, name, to.0, new, flags.bits())), reply);
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(self.refusal());
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        entry(guarded(|| self.vfs.link(ino.0, parent.0, name)), reply);
     }
 
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(self.refusal());
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let (e, fh) = match guarded(|| self.vfs.create(parent.0, name, mode, flags)) {
+            Ok((e, Opened { fh, .. })) => (e, fh),
+            Err(e) => return reply.error(e),
+        };
+        let backing = || self.vfs.with_plain(fh, |plain| reply.open_backing(plain).ok());
+        let (held, attr, fh, none) = (both(&e), file_attr(&e.attr), FileHandle(fh), FopenFlags::empty());
+        match self.modes.open(e.attr.ino, backing) {
+            Some(id) => reply.created_passthrough(&held, &attr, Generation(0), fh, none, &id),
+            None => reply.created(&held, &attr, Generation(0), fh, none),
+        }
     }
 
     fn write(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: &[u8],
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
         _: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(self.refusal());
+        match guarded(|| self.vfs.write(fh.0, offset, data)) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => reply.error(e),
+        }
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(self.refusal());
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        done(guarded(|| self.vfs.fallocate(fh.0, offset, length, mode)), reply);
     }
+
+    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.setxattr(ino.0, name, value, flags)), reply);
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(guarded(|| self.vfs.removexattr(ino.0, name)), reply);
+    }
+
+    // What follows the kernel does itself once it has heard ENOSYS.
 
     fn copy_file_range(
         &self,
@@ -447,18 +524,8 @@ impl<S: Source> Filesystem for Fuse<S> {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(self.refusal());
+        reply.error(Errno::ENOSYS);
     }
-
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(self.refusal());
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refusal());
-    }
-
-    // What follows the kernel does itself once it has heard ENOSYS.
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
         reply.error(Errno::ENOSYS);

@@ -28,6 +28,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("diffy", &["repo"]),
     ("quick_cache", &["store", "repo", "vfs"]),
     ("fuser", &["fuse"]),
+    ("rustix", &["repo", "vfs"]),
     ("petgraph", &["model"]),
     ("safetensors", &["model"]),
     ("clap", &["cli"]),

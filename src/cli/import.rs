@@ -12,14 +12,16 @@ use serde_json::{Value, json};
 use super::{Global, out};
 use crate::ask;
 use crate::codec;
-use crate::control::{Request, Response, Session};
+use crate::control::{Request, Response, Session, unexpected};
 use crate::model::build::Build;
+use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{EntryKind, Origin, ParentEdge, Relation};
 use crate::repo::Head;
+use crate::repo::draft::Job;
 use crate::repo::engine::{Above, label};
-use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, prepare, rename_prepared};
+use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, hash_draft, prepare, rename_prepared};
 use crate::repo::origin::{self, Ask, Move, New};
 use crate::repo::work::{Answer, Ask as About, Publication};
 use crate::repo::{Repo, RepoError, hash, progress, walk};
@@ -252,14 +254,28 @@ fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
 fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
     let start = Instant::now();
     refuse_own_mount(turn.session()?, path)?;
-    let mut place = resolve(turn.session()?, a, &name)?;
+    let version = new_version(turn.session()?, &name)?;
+    let mut place = resolve(turn.session()?, a, &name.model, version)?;
     let recipe = recipe(&turn.repo, a)?;
     turn.work(path)?;
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
     let hashed = hash_all(&turn.repo, path, &bar)?;
     place.look(turn, a, &name.model, &hashed, &bar)?;
-    let spec = ImportSpec {
-        model: name.model.clone(),
+    let prepared = prepare(&turn.repo, &spec_of(a, &name.model, &place), &hashed, &bar)?;
+    bar.done();
+    let prepared = publish_with(turn, prepared, &place.moves, recipe, name.version.is_none())?;
+    turn.repo.packs.refresh()?;
+    origin::remember(&turn.repo.clone(), turn, &bar);
+    let seconds = start.elapsed().as_secs_f64();
+    if tell {
+        tell_import(&prepared, &place, seconds)?;
+    }
+    Ok(report(&prepared, &place, seconds))
+}
+
+fn spec_of(a: &Args, model: &ModelName, place: &Place) -> ImportSpec {
+    ImportSpec {
+        model: model.clone(),
         version: place.version.clone(),
         parents: place.parents.iter().map(|(_, e)| *e).collect(),
         previous: place.previous.as_ref().map(|h| h.id),
@@ -269,19 +285,82 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
         near: place.near.clone(),
         message: a.message.clone(),
         effort: a.effort.into(),
+    }
+}
+
+/// What came of a draft.
+pub enum Outcome {
+    Committed(Value),
+    /// It came to nothing new: it holds what the version whose place it takes does.
+    Same(Head),
+    /// Somebody wrote to it meanwhile.
+    Changed,
+}
+
+/// Encodes a draft and makes it a version.
+pub fn import_draft(g: &Global, job: &Job, settled: bool, tell: bool) -> Result<Outcome> {
+    let (start, mut turn) = (Instant::now(), Turn::new(g)?);
+    let a = Args {
+        path: job.dir.clone(),
+        name: None,
+        parents: job.parents.clone(),
+        relation: None,
+        no_parent: false,
+        message: job.message.clone(),
+        effort: Effort::Default,
+        each: false,
+        recipe: None,
+        recipe_files: vec![],
     };
-    let prepared = prepare(&turn.repo, &spec, &hashed, &bar)?;
+    let model = &job.slot.model;
+    turn.held = None;
+    let bar = out::Bar::new(&format!("committing {}", job.slot), true)?;
+    let hashed = hash_draft(&job.dir, &bar)?;
+    let publish = |turn: &mut Turn, event, moves: &[Move]| {
+        let request = Request::PublishDraft(event, moves.to_vec(), job.slot.clone(), job.mark);
+        Ok::<_, anyhow::Error>(turn.session()?.call(request)?)
+    };
+    let place = match &job.replaces {
+        Some((old, parents)) if job.parents.is_empty() => {
+            let record = turn.repo.record(&old.id)?;
+            if hashed.is_of(&record) && record.message == job.message {
+                return match publish(&mut turn, None, &[])? {
+                    Response::Changed => Ok(Outcome::Changed),
+                    _ => Ok(Outcome::Same(old.clone())),
+                };
+            }
+            Place::of_replaced(turn.session()?, old, parents, &job.version)?
+        }
+        _ => {
+            let mut place = resolve(turn.session()?, &a, model, job.version.clone())?;
+            turn.held = None;
+            place.look(&mut turn, &a, model, &hashed, &bar)?;
+            if let Some((old, _)) = &job.replaces {
+                place.previous.take_if(|p| p.id == old.id);
+                place.near.push(old.id);
+            }
+            place
+        }
+    };
+    turn.held = None;
+    let prepared = prepare(&turn.repo, &spec_of(&a, model, &place), &hashed, &bar)?;
     bar.done();
-    let prepared = match recipe {
-        None => publish(turn, prepared, &place.moves, name.version.is_none())?,
-        recipe => publish_with(turn, prepared, &place.moves, recipe, name.version.is_none())?,
-    };
-    origin::remember(&turn.repo.clone(), turn, &bar);
+    let mut event = prepared.event();
+    if let Event::Commit { settled: s, .. } = &mut event {
+        *s = settled;
+    }
+    match publish(&mut turn, Some(event), &place.moves)? {
+        Response::Changed => return Ok(Outcome::Changed),
+        Response::Head(_) => {}
+        other => return Err(unexpected(&other).into()),
+    }
+    turn.repo.packs.refresh()?;
+    origin::remember(&turn.repo.clone(), &mut turn, &bar);
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;
     }
-    Ok(report(&prepared, &place, seconds))
+    Ok(Outcome::Committed(report(&prepared, &place, seconds)))
 }
 
 /// The recipe that the arguments give, its files kept.
@@ -304,20 +383,23 @@ struct Place {
     near: Vec<Id>,
 }
 
-fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> {
-    let version = match &name.version {
+fn new_version(session: &mut Session, name: &VersionRef) -> Result<VersionName> {
+    Ok(match &name.version {
         Some(v) => {
             session.call(Request::CheckName(name.model.clone(), v.clone()))?;
             v.clone()
         }
         None => ask!(session, Request::NextName(name.model.clone()), Response::Name(v) => v)?,
-    };
+    })
+}
+
+fn resolve(session: &mut Session, a: &Args, model: &ModelName, version: VersionName) -> Result<Place> {
     let (mut parents, mut previous) = (Vec::<(Head, ParentEdge)>::new(), None);
     for p in &a.parents {
         let head = ask!(session, Request::Resolve(p.clone()), Response::Head(h) => h)?;
-        if head.model == name.model {
+        if head.model == *model {
             if previous.replace(head).is_some() {
-                bail!("a version follows one other of its model; give one --parent of {}", name.model);
+                bail!("a version follows one other of its model; give one --parent of {model}");
             }
         } else if !parents.iter().any(|(h, _)| h.id == head.id) {
             let edge = ParentEdge::new(head.id, a.relation.map_or(Relation::Derived, |r| r.0));
@@ -325,7 +407,7 @@ fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> 
         }
     }
     if previous.is_none() && !a.no_parent {
-        let newest = VersionRef { model: name.model.clone(), version: None };
+        let newest = VersionRef { model: model.clone(), version: None };
         if let Ok(Response::Head(head)) = session.call(Request::Resolve(newest)) {
             previous = Some(head);
         }
@@ -334,6 +416,20 @@ fn resolve(session: &mut Session, a: &Args, name: &VersionRef) -> Result<Place> 
 }
 
 impl Place {
+    /// That of the settled version whose place it takes, which itself is no part of its lineage.
+    fn of_replaced(
+        session: &mut Session,
+        old: &Head,
+        parents: &[(Head, ParentEdge)],
+        version: &VersionName,
+    ) -> Result<Place> {
+        let above = ask!(session, Request::Above(old.id), Response::Above(above) => above)?;
+        let previous = above.and_then(|a| a.previous).filter(|h| !h.removed);
+        let parents = parents.iter().filter(|(h, _)| !h.removed).cloned().collect();
+        let (version, near) = (version.clone(), vec![old.id]);
+        Ok(Place { version, parents, previous, guess: old.guess, origin: None, moves: vec![], near })
+    }
+
     /// What the content says: of the relation to parents that were named, or which parents there are.
     fn look(&mut self, turn: &mut Turn, a: &Args, model: &ModelName, hashed: &Hashed, bar: &out::Bar) -> Result<()> {
         let new = New { model, files: &hashed.files() };

@@ -8,9 +8,10 @@ use serde_json::json;
 use super::{Global, out};
 use crate::control::{Request, Response, Session};
 use crate::model::cascade::{self, Fact, Facts};
-use crate::model::name::ModelName;
+use crate::model::name::{ModelName, printable};
 use crate::repo::Head;
 use crate::repo::charge::Charges;
+use crate::repo::draft::Listed;
 use crate::repo::graph::stored;
 use crate::repo::update::name;
 use crate::repo::work::{Answer, Ask};
@@ -23,12 +24,20 @@ pub struct Args {
     /// Newest versions with a parent of which there is a newer version that they were not made from
     #[arg(long)]
     stale: bool,
+    /// What was written through the mount and is not a version yet, with age and size
+    #[arg(long)]
+    drafts: bool,
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let (repo, mut session) = g.session()?;
     if a.stale {
         return stale(g, a, session);
+    }
+    if a.drafts {
+        let mut drafts = ask!(session, Request::Drafts, Response::Drafts(d) => d)?;
+        drafts.retain(|d| a.model.as_ref().is_none_or(|m| *m == d.slot.model));
+        return list_drafts(g, &drafts);
     }
     let all = ask!(session, Request::List, Response::Heads(h) => h)?;
     drop(session);
@@ -85,6 +94,27 @@ fn stale(g: &Global, a: &Args, mut session: Session) -> Result<ExitCode> {
     out::print_lines(match found.is_empty() {
         true => vec!["nothing is stale".to_owned()],
         false => out::table(&["MODEL", "VERSION", "FROM", "NEWEST"], &found.iter().map(row).collect::<Vec<_>>()),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_drafts(g: &Global, drafts: &[Listed]) -> Result<ExitCode> {
+    if g.json {
+        let row = |d: &Listed| {
+            json!({"model": d.slot.model, "name": d.slot.name, "directory": d.directory, "files": d.files,
+                "bytes": d.bytes, "changed": d.changed})
+        };
+        out::print_json(&json!({"drafts": drafts.iter().map(row).collect::<Vec<_>>()}))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |d: &Listed| {
+        let name = printable(&d.slot.name) + if d.directory { "/" } else { "" };
+        vec![d.slot.model.to_string(), name, out::ago(d.changed), d.files.to_string(), out::size(d.bytes)]
+    };
+    let rows: Vec<_> = drafts.iter().map(row).collect();
+    out::print_lines(match rows.is_empty() {
+        true => vec!["no drafts; 'mkdir MOUNT/models/MODEL/VERSION' makes one".to_owned()],
+        false => out::table(&["MODEL", "NAME", "CHANGED", ">FILES", ">SIZE"], &rows),
     })?;
     Ok(ExitCode::SUCCESS)
 }

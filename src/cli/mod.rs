@@ -6,6 +6,7 @@ mod bisect;
 mod cache;
 mod completions;
 mod diff;
+mod discard;
 mod export;
 mod fsck;
 mod gc;
@@ -23,6 +24,7 @@ mod out;
 mod recipe;
 mod repack;
 mod rm;
+mod seal;
 mod served;
 mod show;
 mod side;
@@ -105,6 +107,8 @@ enum Verb {
     Bisect(bisect::Args),
     Recipe(recipe::Args),
     Update(update::Args),
+    Seal(seal::Args),
+    Discard(discard::Args),
     Rm(rm::Args),
     Undo(undo::Args),
     Mv(mv::Args),
@@ -195,6 +199,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Bisect(a) => bisect::run(g, a),
         Verb::Recipe(a) => recipe::run(g, a),
         Verb::Update(a) => update::run(g, a),
+        Verb::Seal(a) => seal::run(g, a),
+        Verb::Discard(a) => discard::run(g, a),
         Verb::Rm(a) => rm::run(g, a),
         Verb::Undo(a) => undo::run(g, a),
         Verb::Mv(a) => mv::run(g, a),

@@ -37,6 +37,7 @@ pub fn run(g: &Global, _: &Args) -> Result<ExitCode> {
         format!("stored    {} ({saved:.1} % saved)", out::size(used.stored)),
         format!("  packs   {}", out::size(used.packs)),
         format!("  catalog {}", out::size(used.catalog)),
+        format!("drafts    {}", out::size(used.drafts)),
     ])?;
     Ok(ExitCode::SUCCESS)
 }

@@ -33,9 +33,14 @@ pub enum Event {
         /// `previous` was found by content alone.
         #[serde(default, skip_serializing_if = "is_false")]
         guess: bool,
+        /// Made by settling: it may be written again, and then gives its name to what takes its place.
+        #[serde(default, skip_serializing_if = "is_false")]
+        settled: bool,
         parents: Vec<ParentEdge>,
     },
-    /// The version is gone; its name is not used again.
+    /// A settled version is from now on as final as any other.
+    Seal { id: Id },
+    /// The version is gone; its name is not used again, unless it was a settled one's.
     Remove {
         model: ModelName,
         version: VersionName,

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::origin::{Move, NEW};
-use super::{Head, Repo, RepoError};
+use super::{Head, Repo, RepoError, draft};
 use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::lineage::Lineage;
@@ -98,7 +98,9 @@ impl Engine {
     /// The name that the next version of a model gets by default.
     pub fn next_name(&self, model: &ModelName) -> Result<VersionName, RepoError> {
         let mut n = self.catalog().ever(model)? + 1;
-        while self.catalog().name_used(model, &VersionName::numbered(n))? {
+        while self.catalog().name_used(model, &VersionName::numbered(n))?
+            || self.drafted(model, &VersionName::numbered(n))
+        {
             n += 1;
         }
         Ok(VersionName::numbered(n))
@@ -110,6 +112,9 @@ impl Engine {
             false if self.catalog().tagged(model, version)?.is_some() => {
                 Err(RepoError::refused(format!("{model}@{version} is a tag; choose another version name")))
             }
+            false if self.drafted(model, version) => Err(RepoError::refused(format!(
+                "{model}@{version} is a draft in the mount; 'mgit seal' makes it a version, 'mgit discard' removes it"
+            ))),
             false => Ok(()),
             true if self.catalog().find(model, version)?.is_some() => {
                 Err(RepoError::refused(format!("{model}@{version} exists already; choose another version name")))
@@ -120,13 +125,47 @@ impl Engine {
         }
     }
 
+    fn drafted(&self, model: &ModelName, version: &VersionName) -> bool {
+        let drafts = self.repo.dir.join(draft::DRAFTS);
+        std::fs::symlink_metadata(drafts.join(model.dir_name()).join(version.as_str())).is_ok()
+    }
+
+    /// The settled version, if there is one, in whose place a draft of that name would come. Fails where the name is
+    /// or was another's.
+    pub fn in_place_of(&self, model: &ModelName, version: &VersionName) -> Result<Option<Head>, RepoError> {
+        match self.catalog().last_named(model, version)? {
+            Some(h) if h.settled => Ok(Some(h).filter(|h| !h.removed)),
+            Some(_) => self.refuse_used(model, version).map(|()| None),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes a settled version final. Returns whether it was not before.
+    pub fn seal(&self, head: &Head) -> Result<bool, RepoError> {
+        let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        if !head.settled {
+            return Ok(false);
+        }
+        self.commit(&mut journal, vec![Event::Seal { id: head.id }])?;
+        Ok(true)
+    }
+
     /// Makes a sealed import visible, and moves guessed edges to it. `event` must be a commit whose record lies in a pack.
     pub fn publish(&self, event: Event, moves: &[Move]) -> Result<Head, RepoError> {
-        self.publish_with(event, moves, vec![])
+        self.publish_all(event, moves, vec![], false)
     }
 
     /// As [`publish`](Self::publish), with more events that happen with it or not at all.
     pub fn publish_with(&self, event: Event, moves: &[Move], more: Vec<Event>) -> Result<Head, RepoError> {
+        self.publish_all(event, moves, more, false)
+    }
+
+    /// As [`publish`](Self::publish), of a draft: it may take the name of a settled version, which it replaces.
+    pub fn publish_draft(&self, event: Event, moves: &[Move]) -> Result<Head, RepoError> {
+        self.publish_all(event, moves, vec![], true)
+    }
+
+    fn publish_all(&self, event: Event, moves: &[Move], more: Vec<Event>, draft: bool) -> Result<Head, RepoError> {
         let Event::Commit { model, version, id, previous, parents, .. } = &event else {
             return Err(RepoError::refused("only a commit can be published"));
         };
@@ -137,7 +176,10 @@ impl Engine {
         }
         self.refuse_incomplete(&record)?;
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
-        self.refuse_used(model, version)?;
+        let replaced = match draft {
+            true => self.in_place_of(model, version)?,
+            false => self.refuse_used(model, version).map(|()| None)?,
+        };
         for parent in parents.iter().map(|p| &p.id).chain(previous) {
             if self.catalog().by_id(parent)?.is_none_or(|h| h.removed) {
                 return Err(RepoError::refused(format!("the parent {} was removed meanwhile", parent.short())));
@@ -145,7 +187,9 @@ impl Engine {
         }
         let id = *id;
         let moved = self.moved(&event, id, moves)?;
-        self.commit(&mut journal, [vec![event], moved, more].concat())?;
+        let at = Some(Timestamp::now());
+        let gone = replaced.map(|h| Event::Remove { model: h.model, version: h.version, id: h.id, at });
+        self.commit(&mut journal, gone.into_iter().chain([event]).chain(moved).chain(more).collect())?;
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
     }
 

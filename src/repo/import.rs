@@ -93,6 +93,7 @@ impl Prepared {
             bytes: r.logical_bytes(),
             previous: r.previous,
             guess: self.guess,
+            settled: false,
             parents: r.parents.clone(),
         }
     }
@@ -105,6 +106,38 @@ pub fn hash_all(repo: &Repo, path: &Path, progress: &dyn Progress) -> Result<Has
     progress.expect(walk::bytes(&found));
     let entries = found.into_iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
     Ok(Hashed { entries })
+}
+
+/// Likewise of a draft, which lies in the repository. A symlink in it must not lead out of it.
+pub fn hash_draft(dir: &Path, progress: &dyn Progress) -> Result<Hashed, RepoError> {
+    let mut found = walk::find(dir)?;
+    found.retain(|f| f.name() != super::draft::SEAL);
+    if found.is_empty() {
+        return Err(RepoError::refused(format!("{}: an empty directory; there is nothing to commit", dir.display())));
+    }
+    let root = dir.canonicalize().map_err(|e| RepoError::file(dir, e))?;
+    for f in &found {
+        if let Found::File { name, source, .. } = f
+            && !source.canonicalize().map_err(|e| RepoError::file(source, e))?.starts_with(&root)
+        {
+            let name = crate::model::name::printable(name);
+            return Err(RepoError::refused(format!("{name}: a symlink that leads out of the draft; remove it")));
+        }
+    }
+    progress.expect(walk::bytes(&found));
+    let files = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Hashed { found, files })
+}
+
+impl Hashed {
+    /// Whether a version has these very files.
+    pub fn is_of(&self, record: &VersionRecord) -> bool {
+        let same = |(entry, (found, hashed)): (&FileEntry, (&Found, &Option<HashedFile>))| match hashed {
+            Some(h) => entry.kind == EntryKind::File && entry.path == h.name && entry.digest == h.digest,
+            None => entry.kind == EntryKind::Directory && entry.path == found.name(),
+        };
+        record.files.len() == self.found.len() && record.files.iter().zip(self.found.iter().zip(&self.files)).all(same)
+    }
 }
 
 /// Encodes and seals. `spec.parents`, `spec.previous` and `spec.near` are where bases are looked for.

@@ -8,6 +8,7 @@ pub mod card;
 pub mod charge;
 pub mod choose;
 pub mod diff;
+pub mod draft;
 pub mod encode;
 pub mod engine;
 pub mod export;

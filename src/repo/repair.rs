@@ -99,6 +99,7 @@ fn commit_of(repo: &Repo, id: Id, r: VersionRecord, known: &HashSet<Id>) -> Even
         bytes,
         previous: r.previous.filter(|p| known.contains(p)),
         guess: false,
+        settled: false,
         parents: r.parents.into_iter().filter(|p| known.contains(&p.id)).collect(),
         model: r.model,
         version: r.version,

@@ -66,6 +66,9 @@ pub struct Head {
     /// `previous` was found by content alone.
     #[serde(default)]
     pub guess: bool,
+    /// Made by settling, and not sealed since.
+    #[serde(default)]
+    pub settled: bool,
     pub removed: bool,
     /// Since when, where that is known.
     #[serde(default)]
@@ -377,7 +380,7 @@ struct Frame<'a> {
 impl Frame<'_> {
     fn take(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Commit { model, version, id, pack, created, bytes, previous, guess, parents } => {
+            Event::Commit { model, version, id, pack, created, bytes, previous, guess, settled, parents } => {
                 if self.head(id)?.is_some() {
                     return Ok(());
                 }
@@ -391,6 +394,7 @@ impl Frame<'_> {
                     bytes: *bytes,
                     previous: *previous,
                     guess: *guess,
+                    settled: *settled,
                     removed: false,
                     removed_at: None,
                 };
@@ -403,6 +407,7 @@ impl Frame<'_> {
                 Ok(())
             }
             Event::Rename { from, to } => self.rename(from, to),
+            Event::Seal { id } => self.change(id, |h| h.settled = false),
             &Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                 self.link(&child, ParentEdge { id, relation, coefficient, guess, distance })
             }
@@ -548,6 +553,7 @@ mod tests {
             bytes: n as u64 * 1000,
             previous: previous.map(id),
             guess: n % 2 == 1,
+            settled: n % 3 == 1,
             parents: parents.iter().map(|&p| ParentEdge::new(id(p), Relation::Derived)).collect(),
         }
     }
@@ -563,14 +569,25 @@ mod tests {
     impl Naive {
         fn take(&mut self, event: &Event) {
             match event.clone() {
-                Event::Commit { model, version, id, pack, created, bytes, previous, guess, parents } => {
+                Event::Commit { model, version, id, pack, created, bytes, previous, guess, settled, parents } => {
                     if self.heads.iter().any(|h| h.id == id) {
                         return;
                     }
                     let (seq, removed, removed_at) = (self.heads.len() as u64, false, None);
-                    let head =
-                        Head { model, version, id, seq, pack, created, bytes, previous, guess, removed, removed_at };
-                    self.heads.push(head);
+                    self.heads.push(Head {
+                        model,
+                        version,
+                        id,
+                        seq,
+                        pack,
+                        created,
+                        bytes,
+                        previous,
+                        guess,
+                        settled,
+                        removed,
+                        removed_at,
+                    });
                     parents.iter().for_each(|p| self.link(id, *p));
                 }
                 Event::Remove { id, at, .. } => self.head(&id, |h| (h.removed, h.removed_at) = (true, at)),
@@ -583,6 +600,7 @@ mod tests {
                     let moved = |((m, t), id)| ((if m == from { to.clone() } else { m }, t), id);
                     self.tags = std::mem::take(&mut self.tags).into_iter().map(moved).collect();
                 }
+                Event::Seal { id } => self.head(&id, |h| h.settled = false),
                 Event::Link { child, parent: id, relation, coefficient, guess, distance } => {
                     self.link(child, ParentEdge { id, relation, coefficient, guess, distance })
                 }
@@ -685,6 +703,7 @@ mod tests {
                 tag: ["prod", "p"][t as usize].parse().unwrap(),
                 id: i.map(id),
             }),
+            1 => n.clone().prop_map(|i| Event::Seal { id: id(i) }),
             1 => (n.clone(), n.clone(), 0usize..12).prop_map(|(a, b, r)| {
                 let coefficient = Some(Real(r as f64 / 4.0)).filter(|_| r > 4);
                 let edge = ParentEdge { coefficient, guess: r % 2 == 0, ..ParentEdge::new(id(b), Relation::ALL[r]) };

@@ -381,6 +381,7 @@ fn commit(disk: &Arc<dyn Disk>, n: u8) -> Result<Position> {
         bytes: 1,
         previous: None,
         guess: false,
+        settled: false,
         parents: vec![],
     };
     Journal::open(disk.clone(), Path::new("/r/journal"))?.append(&[event])

@@ -13,6 +13,8 @@ pub const LIVE: Duration = Duration::from_millis(400);
 pub const TOLD: Duration = Duration::from_secs(60);
 /// Names inside a version never change.
 pub const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// Drafts change through this mount alone, but for their commit.
+pub const DRAFT: Duration = Duration::from_secs(1);
 /// All but the charged blocks of a file is immutable; those move when other versions go.
 pub const SETTLED: Duration = Duration::from_secs(10);
 
@@ -31,8 +33,10 @@ pub struct Attr {
     pub size: u64,
     /// What it costs in the store, in units of 512 bytes.
     pub blocks: u64,
-    /// Modification, change and access are one: the commit.
+    /// Of a version, modification, change and access are one: the commit.
     pub time: SystemTime,
+    /// The last change of anything about it.
+    pub changed: SystemTime,
     pub mode: u16,
     /// Always 1, which tells `find` that it cannot count subdirectories by it.
     pub nlink: u32,

@@ -143,7 +143,14 @@ impl Fake {
         let (model, version, created, seq) = (record.model.clone(), record.version.clone(), record.created, state.seq);
         let node = node(&record, id);
         Arc::make_mut(&mut state.graph).nodes.push(node);
-        state.versions.entry(model.clone()).or_default().push(Version { model, version, id, created, seq });
+        state.versions.entry(model.clone()).or_default().push(Version {
+            model,
+            version,
+            id,
+            created,
+            seq,
+            settled: false,
+        });
         state.records.insert(id, (Arc::new(record), Arc::new(stored)));
         id
     }
@@ -173,6 +180,12 @@ impl Fake {
         let model = |n: usize| graph.nodes.get(n).map(|n| &n.model);
         let kind = if model(from) == model(to) { Kind::Version } else { Kind::Provenance(Relation::Finetune) };
         graph.edges.push(Edge::new(from, to, kind));
+    }
+
+    /// From now on the model's versions may be written again.
+    pub fn settle(&self, model: &str) {
+        let model: ModelName = model.parse().unwrap();
+        self.state.write().unwrap().versions.entry(model).or_default().iter_mut().for_each(|v| v.settled = true);
     }
 
     /// From now on each page says its name and this.
@@ -223,6 +236,11 @@ impl Source for Fake {
 
     fn page(&self, page: &Page) -> Result<Arc<str>, ReadError> {
         Ok(format!("{page:?}{}\n", self.state.read().unwrap().said).into())
+    }
+
+    fn remove(&self, version: &Version) -> Result<(), ReadError> {
+        Fake::remove(self, version.model.as_str(), version.version.as_str());
+        Ok(())
     }
 
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError> {

@@ -2,13 +2,16 @@
 //! is removed.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::drafts::Item;
 use super::node::Node;
 use super::source::ReadAt;
 use super::tree::Tree;
 use super::{VfsError, locked};
+use crate::repo::draft::Writing;
 
 /// Files and directories that may be open at once.
 const MAX_HANDLES: usize = 1 << 20;
@@ -25,6 +28,12 @@ pub(super) enum Handle {
         bytes: Arc<dyn ReadAt>,
         len: u64,
         tree: Arc<Tree>,
+    },
+    /// A file of a draft.
+    Draft {
+        file: File,
+        item: Arc<Item>,
+        _writing: Option<Writing>,
     },
     /// A text as it was when it was opened.
     Text(Arc<str>),

@@ -13,18 +13,24 @@
 //! as one lookup of that number, to be given back through [`Vfs::forget`], as the FUSE protocol has it.
 
 mod attr;
+pub mod drafts;
 #[doc(hidden)]
 pub mod fake;
 mod handle;
 mod lineage;
+mod listing;
 mod node;
 pub mod repo;
 mod source;
 mod tree;
+mod write;
 mod xattr;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LockResult, Mutex, PoisonError};
@@ -32,14 +38,18 @@ use std::time::{Duration, SystemTime};
 
 use crate::model::event::Event;
 use crate::model::name::ModelName;
+use crate::repo::draft::Slot;
 pub use attr::{Attr, BLOCK_SIZE, Kind};
-use attr::{FOREVER, LIVE, SETTLED, TOLD};
-use handle::{Handle, Handles, Listed};
+use attr::{DRAFT, FOREVER, LIVE, SETTLED, TOLD};
+use drafts::{Drafts, Item};
+use handle::{Handle, Handles};
 use lineage::{Lineage, Place};
 pub use node::ROOT;
 use node::{Hash, Inodes, Node};
 pub use source::{Drawing, Page, ReadAt, ReadError, Sheet, Source, Version};
 use tree::{Tree, Trees};
+use write::Pending;
+pub use write::{Change, When};
 pub use xattr::Xattr;
 
 /// Bytes that one read may ask for.
@@ -70,6 +80,9 @@ pub enum VfsError {
     BadHandle,
     #[error("too many open files")]
     TooMany,
+    /// What the disk below a draft said, or what a plain file system would.
+    #[error("error {0}")]
+    Os(i32),
 }
 
 impl VfsError {
@@ -86,6 +99,7 @@ impl VfsError {
             VfsError::Invalid => libc::EINVAL,
             VfsError::BadHandle => libc::EBADF,
             VfsError::TooMany => libc::ENFILE,
+            VfsError::Os(errno) => errno,
         }
     }
 }
@@ -194,6 +208,8 @@ pub struct Vfs<S: Source> {
     handles: Handles,
     trees: Trees,
     lineage: Lineage,
+    drafts: Option<Drafts>,
+    pending: Pending,
     /// By inode number: what a changing directory held when it was opened last.
     opened: Mutex<HashMap<u64, Answer>>,
     /// Whether the kernel is told of changes.
@@ -208,11 +224,16 @@ impl<S: Source> Vfs<S> {
         Vfs::with(source, uid, gid, node::blake3_number)
     }
 
+    /// What is written goes into these drafts; without, nothing can be written.
+    pub fn with_drafts(self, drafts: Drafts) -> Vfs<S> {
+        Vfs { drafts: Some(drafts), ..self }
+    }
+
     fn with(source: S, uid: u32, gid: u32, hash: Hash) -> Vfs<S> {
         let inodes = Inodes::new(&[(ROOT, Node::Root), (hash(b"mgit inode 1\0models"), Node::Models)]);
-        let (handles, trees, lineage, opened) = Default::default();
+        let (handles, trees, lineage, opened, pending) = Default::default();
         let (born, told) = (SystemTime::now(), AtomicBool::new(false));
-        Vfs { source, uid, gid, born, hash, inodes, handles, trees, lineage, opened, told }
+        Vfs { source, uid, gid, born, hash, inodes, handles, trees, lineage, drafts: None, pending, opened, told }
     }
 
     pub fn source(&self) -> &S {
@@ -224,17 +245,14 @@ impl<S: Source> Vfs<S> {
         (self.inodes.len(), self.handles.len())
     }
 
-    /// Why nothing can be created, changed or removed.
-    pub fn refusal(&self) -> VfsError {
-        VfsError::ReadOnly
-    }
-
     // ---- names
 
     /// What stands at `name` in the directory `parent`.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found, VfsError> {
         let parent = self.inodes.get(parent)?;
-        let nothing = Found::Nothing(if matches!(parent, Node::Inside(..)) { FOREVER } else { Duration::ZERO });
+        let fixed = matches!(&parent, Node::Inside(version, _) if !version.settled);
+        let nothing = Found::Nothing(if fixed { FOREVER } else { Duration::ZERO });
+        let _gate = self.drafts.as_ref().map(|d| d.area.enter());
         let Some(name) = name.to_str() else { return Ok(nothing) };
         match self.child(&parent, name)? {
             Some((node, hash)) => Ok(Found::Entry(self.entry(&node, hash)?)),
@@ -251,9 +269,17 @@ impl<S: Source> Vfs<S> {
             Node::Models => self.model(name),
             Node::Model(model) => self.in_model(model, name),
             Node::Latest(_) => Err(VfsError::NotDir),
+            Node::Draft(dir) if dir.kind != Kind::Directory => Err(VfsError::NotDir),
+            Node::Draft(dir) => Ok(Item::at(dir.fd.as_fd(), name)?.map(|item| self.draft(item))),
             Node::Inside(version, place) => {
+                if let Some(dir) = self.redirected(parent)? {
+                    return self.child(&Node::Draft(dir), name);
+                }
                 let tree = self.tree(version)?;
                 let Some(found) = tree.find(*place, name)? else { return Ok(None) };
+                if self.pending.has(&version.id, found) {
+                    return Ok(None);
+                }
                 Ok(Some((Node::Inside(version.clone(), found), tree.hash(found)?)))
             }
             Node::Lineage(dir) => {
@@ -265,7 +291,7 @@ impl<S: Source> Vfs<S> {
 
     fn model(&self, name: &str) -> Result<Option<(Node, u64)>, VfsError> {
         let Ok(model) = ModelName::from_dir_name(name) else { return Ok(None) };
-        if model.dir_name() != name || self.source.versions(&model)?.is_empty() {
+        if model.dir_name() != name || self.source.versions(&model)?.is_empty() && self.drafts_of(&model)?.is_none() {
             return Ok(None);
         }
         let node = Node::Model(model);
@@ -273,7 +299,23 @@ impl<S: Source> Vfs<S> {
         Ok(Some((node, hash)))
     }
 
+    fn drafts_of(&self, model: &ModelName) -> Result<Option<Arc<Item>>, VfsError> {
+        self.drafts.as_ref().map_or(Ok(None), |d| d.model(model))
+    }
+
+    fn draft(&self, item: Arc<Item>) -> (Node, u64) {
+        let node = Node::Draft(item);
+        let hash = self.hash_of(&node);
+        (node, hash)
+    }
+
     fn in_model(&self, model: &ModelName, name: &str) -> Result<Option<(Node, u64)>, VfsError> {
+        if let Some(dir) = self.drafts_of(model)?
+            && name != "latest"
+            && let Some(item) = Item::at(dir.fd.as_fd(), name)?
+        {
+            return Ok(Some(self.draft(item)));
+        }
         let versions = self.source.versions(model)?;
         let node = if name == "latest" {
             let Some(newest) = versions.last() else { return Ok(None) };
@@ -300,6 +342,7 @@ impl<S: Source> Vfs<S> {
             Node::Latest(v) => (self.hash)(&node::latest_identity(&v.id)),
             Node::Inside(v, _) => (self.hash)(&node::path_identity(&v.id, "")),
             Node::Lineage(place) => (self.hash)(&place.identity()),
+            Node::Draft(item) => (self.hash)(&item.identity()),
         }
     }
 
@@ -336,7 +379,8 @@ impl<S: Source> Vfs<S> {
     fn attr(&self, ino: u64, node: &Node, tree: Option<Arc<Tree>>) -> Result<Attr, VfsError> {
         match node {
             Node::Root | Node::Models => Ok(self.directory(ino, self.born)),
-            Node::Model(model) => Ok(self.directory(ino, attr::time(self.newest(model)?.created))),
+            Node::Model(model) => self.model_attr(ino, model),
+            Node::Draft(item) => self.draft_attr(ino, item),
             Node::Latest(version) => {
                 let size = version.version.as_str().len() as u64;
                 let directory = self.directory(ino, attr::time(version.created));
@@ -349,6 +393,24 @@ impl<S: Source> Vfs<S> {
             }
             Node::Lineage(place) => self.in_lineage(ino, place),
         }
+    }
+
+    fn model_attr(&self, ino: u64, model: &ModelName) -> Result<Attr, VfsError> {
+        let newest = self.source.versions(model)?.last().map(|v| attr::time(v.created));
+        let drafts = self.drafts_of(model)?.map(|dir| dir.stat().map(|s| drafts::times(&s).0)).transpose()?;
+        Ok(self.directory(ino, newest.max(drafts).ok_or(VfsError::NotFound)?))
+    }
+
+    fn draft_attr(&self, ino: u64, item: &Item) -> Result<Attr, VfsError> {
+        let (stat, kind) = (item.stat()?, item.kind);
+        let (time, changed) = drafts::times(&stat);
+        let mode = (stat.st_mode & drafts::MODE) as u16;
+        let directory = Attr { mode, changed, ..self.directory(ino, time) };
+        if kind == Kind::Directory {
+            return Ok(directory);
+        }
+        let (size, blocks) = (stat.st_size as u64, stat.st_blocks as u64);
+        Ok(Attr { kind, size, blocks, nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX), ..directory })
     }
 
     fn in_lineage(&self, ino: u64, place: &Place) -> Result<Attr, VfsError> {
@@ -384,11 +446,7 @@ impl<S: Source> Vfs<S> {
 
     fn directory(&self, ino: u64, time: SystemTime) -> Attr {
         let (uid, gid) = (self.uid, self.gid);
-        Attr { ino, kind: Kind::Directory, size: 0, blocks: 0, time, mode: 0o755, nlink: 1, uid, gid }
-    }
-
-    fn newest(&self, model: &ModelName) -> Result<Version, VfsError> {
-        self.source.versions(model)?.last().cloned().ok_or(VfsError::NotFound)
+        Attr { ino, kind: Kind::Directory, size: 0, blocks: 0, time, changed: time, mode: 0o755, nlink: 1, uid, gid }
     }
 
     fn tree(&self, version: &Arc<Version>) -> Result<Arc<Tree>, VfsError> {
@@ -403,16 +461,21 @@ impl<S: Source> Vfs<S> {
                 Place::Link { target, .. } => Ok(target.clone()),
                 _ => Err(VfsError::Invalid),
             },
+            Node::Draft(item) if item.kind == Kind::Symlink => item.readlink(),
             _ => Err(VfsError::Invalid),
         }
     }
 
     /// The value of an extended attribute, for a caller with room for `size` bytes (0: only its length).
     pub fn getxattr(&self, ino: u64, name: &OsStr, size: u32) -> Result<Xattr, VfsError> {
-        if !name.as_encoded_bytes().starts_with(b"user.mgit.") {
+        if !name.as_encoded_bytes().starts_with(b"user.") {
             return Err(VfsError::NoData);
         }
         let node = self.inodes.get(ino)?;
+        if let Node::Draft(item) = &node {
+            let name = name.to_str().ok_or(VfsError::NoData)?;
+            return xattr::sized(self.draft_xattr(item, name)?, size);
+        }
         let names = self.xattr_names(&node)?;
         let Some(known) = names.iter().find(|n| n.as_str() == name) else { return Err(VfsError::NoData) };
         let Node::Inside(version, place) = &node else { return Err(VfsError::NoData) };
@@ -422,6 +485,9 @@ impl<S: Source> Vfs<S> {
     /// The names of a node's extended attributes, likewise.
     pub fn listxattr(&self, ino: u64, size: u32) -> Result<Xattr, VfsError> {
         let node = self.inodes.get(ino)?;
+        if let Node::Draft(item) = &node {
+            return xattr::sized(self.draft_xattr_names(item)?, size);
+        }
         xattr::sized(xattr::list(self.xattr_names(&node)?), size)
     }
 
@@ -449,16 +515,21 @@ impl<S: Source> Vfs<S> {
 
     // ---- files
 
-    /// Opens a file for reading; `flags` are those of open(2).
+    /// Opens a file; `flags` are those of open(2).
     pub fn open(&self, ino: u64, flags: i32) -> Result<Opened, VfsError> {
         let node = self.inodes.get(ino)?;
-        if !matches!(node, Node::Inside(..) | Node::Lineage(_)) {
+        if !matches!(node, Node::Inside(..) | Node::Lineage(_) | Node::Draft(_)) {
             return Err(VfsError::IsDir);
         }
+        let _gate = self.drafts.as_ref().map(|d| d.area.enter());
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
-            return Err(VfsError::ReadOnly);
+            return self.open_to_write(&node, flags);
+        }
+        if self.redirected(&node)?.is_some() {
+            return Err(VfsError::Stale); // looked up again, it is the draft's
         }
         let handle = match node {
+            Node::Draft(item) => return self.open_item(&item, flags),
             Node::Inside(version, place) => {
                 let tree = self.tree(&version)?;
                 let entry = tree.file(place)?;
@@ -484,6 +555,7 @@ impl<S: Source> Vfs<S> {
                 }
                 Ok(n)
             }
+            Handle::Draft { file, .. } => Ok(read_fully(file, offset, buf)?),
             Handle::Text(text) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
                 let n = buf.len().min(text.len() - from);
@@ -498,6 +570,8 @@ impl<S: Source> Vfs<S> {
     pub fn with_plain<T>(&self, fh: u64, f: impl FnOnce(&std::fs::File) -> Option<T>) -> Option<T> {
         match &*self.handles.get(fh).ok()? {
             Handle::File { bytes, .. } => bytes.plain().and_then(f),
+            // Of what the kernel writes by itself nobody asks us whether there is room.
+            Handle::Draft { file, .. } if self.drafts.as_ref().is_some_and(|d| d.reserve == 0) => f(file),
             _ => None,
         }
     }
@@ -505,197 +579,6 @@ impl<S: Source> Vfs<S> {
     /// Closes a file or directory.
     pub fn release(&self, fh: u64) {
         self.handles.remove(fh);
-    }
-
-    // ---- directories
-
-    pub fn opendir(&self, ino: u64) -> Result<Opened, VfsError> {
-        let handle = match self.inodes.get(ino)? {
-            Node::Inside(version, place) => {
-                let tree = self.tree(&version)?;
-                tree.children(place)?;
-                Handle::Inside { tree, place }
-            }
-            Node::Latest(_) => return Err(VfsError::NotDir),
-            node => Handle::Live { names: Mutex::new(Arc::new(self.names(&node)?)), node },
-        };
-        let unchanged = match &handle {
-            Handle::Live { node, .. } => self.is_as_opened_last(ino, node)?,
-            _ => true,
-        };
-        Ok(Opened { fh: self.handles.add(handle)?, unchanged })
-    }
-
-    /// Whether a changing directory lists what it did when it was opened last, which is remembered.
-    fn is_as_opened_last(&self, ino: u64, node: &Node) -> Result<bool, VfsError> {
-        let now = match node {
-            Node::Models => Answer::Models(self.source.models()?),
-            Node::Model(model) => Answer::Versions(self.source.versions(model)?),
-            Node::Lineage(_) => Answer::Lineage(self.lineage.now(&self.source)?.number),
-            _ => return Ok(true),
-        };
-        let mut opened = locked(self.opened.lock());
-        if opened.len() >= MAX_OPENED {
-            opened.clear();
-        }
-        let same = opened.get(&ino).is_some_and(|before| before.is(&now));
-        opened.insert(ino, now);
-        Ok(same)
-    }
-
-    /// What a changing directory holds now, `.` and `..` not counted.
-    fn names(&self, node: &Node) -> Result<Vec<Listed>, VfsError> {
-        let listed = |name: String, node: Node| Listed { name, hash: self.hash_of(&node), node };
-        Ok(match node {
-            Node::Root => vec![listed("models".to_owned(), Node::Models), listed("lineage".to_owned(), top())],
-            Node::Models => {
-                self.source.models()?.iter().map(|m| listed(m.dir_name(), Node::Model(m.clone()))).collect()
-            }
-            Node::Model(model) => {
-                let versions = self.source.versions(model)?;
-                let latest = versions.last().map(|v| listed("latest".to_owned(), Node::Latest(Arc::new(v.clone()))));
-                let version = |v: &Version| listed(v.version.to_string(), Node::Inside(Arc::new(v.clone()), 0));
-                let tags = self.source.tags(model)?.into_iter();
-                let tags = tags.map(|(tag, v)| listed(tag.to_string(), Node::Latest(Arc::new(v))));
-                versions.iter().map(version).chain(latest).chain(tags).collect()
-            }
-            Node::Lineage(dir) => {
-                let all = self.lineage.names(&self.source, dir)?;
-                all.into_iter().map(|(name, place)| listed(name, Node::Lineage(Arc::new(place)))).collect()
-            }
-            Node::Latest(_) | Node::Inside(..) => return Err(VfsError::NotDir),
-        })
-    }
-
-    /// Gives the names from `offset` on to `take`, until that returns true: it has no room for this one.
-    pub fn readdir(&self, fh: u64, offset: u64, mut take: impl FnMut(Listing) -> bool) -> Result<(), VfsError> {
-        self.walk(fh, offset, |name, node, hash, next| {
-            let (ino, kind) = (self.inodes.number(hash, node), self.kind(fh, node)?);
-            Ok(take(Listing { ino, kind, name, next }))
-        })
-    }
-
-    /// Like [`Vfs::readdir`], with each node's entry; each name taken but `.` and `..` counts as a lookup.
-    pub fn readdirplus(
-        &self,
-        fh: u64,
-        offset: u64,
-        mut take: impl FnMut(Listing, &Entry) -> bool,
-    ) -> Result<(), VfsError> {
-        self.walk(fh, offset, |name, node, hash, next| {
-            let entry = match self.entry(node, hash) {
-                Ok(entry) => entry,
-                Err(VfsError::NotFound) => return Ok(false), // gone since the directory was opened
-                Err(e) => return Err(e),
-            };
-            let ino = entry.attr.ino;
-            let full = take(Listing { ino, kind: entry.attr.kind, name, next }, &entry);
-            if full || name == "." || name == ".." {
-                self.inodes.forget(ino, 1);
-            }
-            Ok(full)
-        })
-    }
-
-    fn kind(&self, fh: u64, node: &Node) -> Result<Kind, VfsError> {
-        match (node, &*self.handles.get(fh)?) {
-            (Node::Latest(_), _) => Ok(Kind::Symlink),
-            (Node::Lineage(place), _) => Ok(place.kind()),
-            (Node::Inside(_, place), Handle::Inside { tree, .. }) if !tree.is_dir(*place)? => Ok(Kind::File),
-            _ => Ok(Kind::Directory),
-        }
-    }
-
-    /// Calls `each` with name, node, hash and next offset; stops when it returns true. An error after the
-    /// first name ends the listing early: the caller comes again and gets it then.
-    fn walk(
-        &self,
-        fh: u64,
-        offset: u64,
-        mut each: impl FnMut(&str, &Node, u64, u64) -> Result<bool, VfsError>,
-    ) -> Result<(), VfsError> {
-        let mut given = false;
-        let mut step = |name: &str, node: &Node, hash: u64, next: u64| match each(name, node, hash, next) {
-            Err(_) if given => Ok(true),
-            other => {
-                given = true;
-                other
-            }
-        };
-        match &*self.handles.get(fh)? {
-            Handle::File { .. } | Handle::Text(_) => Err(VfsError::NotDir),
-            Handle::Live { node, names } => self.walk_live(node, names, offset, &mut step),
-            Handle::Inside { tree, place } => self.walk_inside(tree, *place, offset, &mut step),
-        }
-    }
-
-    fn walk_live(
-        &self,
-        node: &Node,
-        names: &Mutex<Arc<Vec<Listed>>>,
-        offset: u64,
-        step: &mut impl FnMut(&str, &Node, u64, u64) -> Result<bool, VfsError>,
-    ) -> Result<(), VfsError> {
-        if offset == 0 {
-            *locked(names.lock()) = Arc::new(self.names(node)?);
-        }
-        let names = locked(names.lock()).clone();
-        let parent = match node {
-            Node::Model(_) => Node::Models,
-            Node::Lineage(dir) => {
-                let parent = self.lineage.parent(&self.source, dir)?;
-                parent.map_or(Node::Root, |p| Node::Lineage(Arc::new(p)))
-            }
-            _ => Node::Root,
-        };
-        if self.dots(node, &parent, offset, step)? {
-            return Ok(());
-        }
-        for (at, l) in names.iter().enumerate().skip(past_dots(offset)) {
-            if step(&l.name, &l.node, l.hash, at as u64 + 3)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn walk_inside(
-        &self,
-        tree: &Tree,
-        place: u32,
-        offset: u64,
-        step: &mut impl FnMut(&str, &Node, u64, u64) -> Result<bool, VfsError>,
-    ) -> Result<(), VfsError> {
-        let node = |place| Node::Inside(tree.version.clone(), place);
-        let up = if place == 0 { Node::Model(tree.version.model.clone()) } else { node(tree.parent(place)?) };
-        let up_hash = if place == 0 { self.hash_of(&up) } else { tree.hash(tree.parent(place)?)? };
-        let dots = [(".", node(place), tree.hash(place)?), ("..", up, up_hash)];
-        for (at, (name, node, hash)) in dots.iter().enumerate().skip(offset.min(2) as usize) {
-            if step(name, node, *hash, at as u64 + 1)? {
-                return Ok(());
-            }
-        }
-        for (at, child) in tree.children(place)?.enumerate().skip(past_dots(offset)) {
-            if step(tree.name(child)?, &node(child), tree.hash(child)?, at as u64 + 3)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn dots(
-        &self,
-        node: &Node,
-        parent: &Node,
-        offset: u64,
-        step: &mut impl FnMut(&str, &Node, u64, u64) -> Result<bool, VfsError>,
-    ) -> Result<bool, VfsError> {
-        for (at, (name, node)) in [(".", node), ("..", parent)].into_iter().enumerate().skip(offset.min(2) as usize) {
-            if step(name, node, self.hash_of(node), at as u64 + 1)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     // ---- what the kernel may believe
@@ -713,7 +596,9 @@ impl<S: Source> Vfs<S> {
             Node::Root => (FOREVER, FOREVER),
             Node::Models => (FOREVER, live),
             Node::Model(_) => (live, live),
+            Node::Draft(_) => (DRAFT, DRAFT),
             Node::Latest(_) | Node::Inside(_, 0) => (live, FOREVER),
+            Node::Inside(version, _) if version.settled => (live, SETTLED),
             Node::Inside(..) => (FOREVER, SETTLED),
             Node::Lineage(place) => lineage::lifetimes(place),
         }
@@ -738,7 +623,7 @@ impl<S: Source> Vfs<S> {
                 _ => continue,
             };
             let parent = number(&Node::Model(model.clone()));
-            if matches!(event, Event::Remove { .. } | Event::Tag { .. }) {
+            if matches!(event, Event::Remove { .. } | Event::Tag { .. }) || self.drafts.is_some() {
                 stale.push(Stale::Name { parent, name: version.to_string() });
                 if self.source.versions(model).is_ok_and(|v| v.is_empty()) {
                     stale.push(Stale::Name { parent: number(&Node::Models), name: model.dir_name() });
@@ -750,21 +635,39 @@ impl<S: Source> Vfs<S> {
         stale
     }
 
+    /// What the kernel may no longer believe when a draft went otherwise than through the mount.
+    pub fn stale_draft(&self, slot: &Slot) -> Vec<Stale> {
+        let node = Node::Model(slot.model.clone());
+        let parent = self.inodes.number(self.hash_of(&node), &node);
+        vec![Stale::Name { parent, name: slot.name.clone() }, Stale::Attr(parent)]
+    }
+
     // ---- the disk
 
     pub fn statfs(&self) -> Result<Statfs, VfsError> {
-        statvfs(self.source.statfs_path()).ok_or(VfsError::Io)
+        let s = statvfs(self.source.statfs_path()).ok_or(VfsError::Io)?;
+        let kept = self.drafts.as_ref().map_or(0, |d| d.reserve) / u64::from(s.fragment_size.max(1));
+        Ok(Statfs { available: s.available.saturating_sub(kept), ..s })
     }
+}
+
+/// Fills `buf` from `offset` on as far as the file goes.
+fn read_fully(file: &File, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+    let mut n = 0;
+    while n < buf.len() {
+        match file.read_at(&mut buf[n..], offset + n as u64) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
 }
 
 /// The directory `/lineage`.
 fn top() -> Node {
     Node::Lineage(Arc::new(Place::Top))
-}
-
-/// How many of a directory's own names an offset has passed.
-fn past_dots(offset: u64) -> usize {
-    usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX)
 }
 
 fn statvfs(path: &Path) -> Option<Statfs> {

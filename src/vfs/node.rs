@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use super::drafts::Item;
 use super::lineage::Place;
 use super::source::Version;
 use super::{VfsError, locked};
@@ -33,6 +34,8 @@ pub(super) enum Node {
     /// Place 0 is the version's own directory.
     Inside(Arc<Version>, u32),
     Lineage(Arc<Place>),
+    /// Known by what lies on the disk, wherever it is moved.
+    Draft(Arc<Item>),
 }
 
 impl PartialEq for Node {
@@ -43,6 +46,7 @@ impl PartialEq for Node {
             (Node::Latest(a), Node::Latest(b)) => a.id == b.id,
             (Node::Inside(a, i), Node::Inside(b, j)) => i == j && a.id == b.id,
             (Node::Lineage(a), Node::Lineage(b)) => a == b,
+            (Node::Draft(a), Node::Draft(b)) => a.key == b.key,
             _ => false,
         }
     }

@@ -10,7 +10,7 @@ use super::source::{Drawing, Page, ReadAt, ReadError, Sheet, Source, Version};
 use crate::model::event::Event;
 use crate::model::graph::{Graph, dot, json, svg};
 use crate::model::id::Id;
-use crate::model::name::{ModelName, VersionName};
+use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{FileEntry, VersionRecord};
 use crate::repo::Head;
 use crate::repo::card::{Cards, Diffs};
@@ -58,7 +58,7 @@ impl RepoSource {
                 Event::Commit { model, .. } | Event::Remove { model, .. } | Event::Restore { model, .. } => {
                     drop(memo.versions.remove(model))
                 }
-                Event::Rename { .. } => memo.versions.clear(),
+                Event::Rename { .. } | Event::Seal { .. } => memo.versions.clear(),
                 _ => {}
             }
         }
@@ -138,7 +138,14 @@ fn told<T>(result: Result<T, RepoError>) -> Result<T, ReadError> {
 }
 
 fn version(head: Head) -> Version {
-    Version { model: head.model, version: head.version, id: head.id, created: head.created, seq: head.seq }
+    Version {
+        model: head.model,
+        version: head.version,
+        id: head.id,
+        created: head.created,
+        seq: head.seq,
+        settled: head.settled,
+    }
 }
 
 impl Source for RepoSource {
@@ -196,6 +203,16 @@ impl Source for RepoSource {
             Some(count) => Arc::new(Counted { reader, count }),
             None => Arc::new(reader),
         })
+    }
+
+    fn remove(&self, version: &Version) -> Result<(), ReadError> {
+        let name = VersionRef { model: version.model.clone(), version: Some(version.version.clone()) };
+        told(self.engine.remove(&[name])).map(drop)
+    }
+
+    fn is_taken(&self, model: &ModelName, version: &VersionName) -> Result<bool, ReadError> {
+        told(self.engine.catalog().last_named(model, version).map_err(RepoError::from))
+            .map(|last| last.is_some_and(|h| !h.settled))
     }
 
     fn statfs_path(&self) -> &Path {

@@ -24,6 +24,8 @@ pub struct Version {
     pub created: Timestamp,
     /// Its place in the order of all commits.
     pub seq: u64,
+    /// It may be written again.
+    pub settled: bool,
 }
 
 /// A text that tells of a version.
@@ -96,6 +98,14 @@ pub trait Source: Send + Sync + 'static {
     /// What a page says now.
     fn page(&self, page: &Page) -> Result<Arc<str>, ReadError>;
     fn open(&self, entry: &FileEntry) -> Result<Arc<dyn ReadAt>, ReadError>;
+    /// Removes a settled version, as `mgit rm` does.
+    fn remove(&self, _: &Version) -> Result<(), ReadError> {
+        Err(ReadError::Gone)
+    }
+    /// Whether a version had this name that gives it to no other.
+    fn is_taken(&self, _: &ModelName, _: &VersionName) -> Result<bool, ReadError> {
+        Ok(false)
+    }
     /// A path on the disk that holds the store.
     fn statfs_path(&self) -> &Path;
 }

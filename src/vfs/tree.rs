@@ -91,6 +91,18 @@ impl Tree {
         Ok(&path[p.name.start as usize..p.name.end as usize])
     }
 
+    /// The names from the version's directory down to a place.
+    pub fn path(&self, place: u32) -> Result<Vec<String>, VfsError> {
+        let mut names = Vec::new();
+        let mut at = place;
+        while at != 0 {
+            names.push(self.name(at)?.to_owned());
+            at = self.parent(at)?;
+        }
+        names.reverse();
+        Ok(names)
+    }
+
     pub fn children(&self, dir: u32) -> Result<Range<u32>, VfsError> {
         let p = self.place(dir)?;
         if p.is_dir { Ok(p.children.clone()) } else { Err(VfsError::NotDir) }
@@ -261,6 +273,7 @@ mod tests {
             id: Id::of(&record.encode()),
             created: record.created,
             seq: 0,
+            settled: false,
         };
         Tree::build(Arc::new(version), Arc::new(record), blake3_number)
     }
