@@ -4,7 +4,7 @@
 //! A fit is taken when nothing but roundings is left, or a small part of the distance to the nearest version. All such
 //! merges are linear; one that picks values one by one (TIES, DARE) is told from nothing here.
 
-use super::search::Hit;
+use super::search::{Hit, narrowest};
 use super::trial::{Match, Trial, rounded};
 use super::window::Weights;
 use crate::codec::fit_coefficients;
@@ -15,14 +15,14 @@ use crate::store::sketches::VersionSketch;
 
 /// Most versions that are asked whether they took part.
 pub const MAX_MEMBERS: usize = 64;
-/// The same where stored versions are asked whether they are mixes.
-const MAX_OTHERS: usize = 32;
 /// Share of the distance (RMS) that the mix of whole windows may leave.
 const LEFT: f64 = 0.2;
 /// The same of a mix that is told from sketches alone.
 const EXACT: f64 = 0.01;
 /// A member's least coefficient.
 const LEAST: f64 = 0.01;
+/// Where something is taken away, nobody adds more of one member.
+const BEYOND: f64 = 1.25;
 /// Values that take part in the fit of windows.
 const FITTED: usize = 1 << 14;
 /// Roundings that a mix's arithmetic may have made.
@@ -34,6 +34,18 @@ pub struct Mix {
     pub members: Vec<(Id, f64)>,
     /// Root mean square of what is left, relative to the weights.
     pub distance: f64,
+}
+
+impl Mix {
+    /// Does it lie on the far side of one version from others? That one is rather a mix of the others and this one.
+    pub fn is_beyond(&self) -> bool {
+        is_beyond(self.members.iter().map(|(_, c)| *c))
+    }
+}
+
+fn is_beyond(coefficients: impl Iterator<Item = f64> + Clone) -> bool {
+    let beyond = coefficients.clone().any(|c| c < 0.0) && coefficients.clone().any(|c| c > BEYOND);
+    beyond || coefficients.filter(|c| *c > 0.0).count() < 2
 }
 
 /// Sketches of the same matrices of many versions, side by side.
@@ -94,17 +106,84 @@ pub fn members(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Ve
 pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<(Option<Id>, f64)> {
     let rows = common_rows(hits, mine.len()).into_iter().filter(|r| Table::place(target, *r).is_some()).collect();
     let table = Table { versions, mine, rows };
-    let others = hits.iter().take(MAX_OTHERS).filter(|h| h.id != target.id && table.has_all(h));
-    let others: Vec<&Hit> = others.collect();
+    let others: Vec<&Hit> = hits.iter().filter(|h| h.id != target.id && table.has_all(h)).collect();
     let stored = others.iter().map(|h| table.stored(h));
     let columns: Vec<Vec<f64>> = [table.new_values()].into_iter().chain(stored).chain([table.stored(target)]).collect();
-    let found = fitted(&columns, EXACT);
+    if !lies_within(&thinned(&columns), LEFT) {
+        return vec![];
+    }
+    let number = narrowest(versions[target.seq].tensors.iter().map(|t| &t.values[..]));
+    let noise = root_of_squares(columns[columns.len() - 1].iter().map(|v| step_of(number, *v) / 12f64.sqrt()));
+    let far = left(&columns, &[(0, 1.0)]);
+    let found = fitted(&columns, LEFT);
     let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
-    let exact = takes_part && left(&columns, &found) <= EXACT * left(&columns, &[(0, 1.0)]);
-    match exact && is_plausible(&found) {
+    let exact = takes_part && left(&columns, &found) <= (EXACT * far).max(ROUNDINGS * noise);
+    match exact && is_plausible(&found) && !is_beyond(found.iter().map(|(_, c)| *c)) {
         true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
         false => vec![],
     }
+}
+
+/// Which of the stored versions may be mixes of others and the new one: of which the others leave little, when it takes
+/// part. All are asked at once: the inverse of the matrix of scalar products has the coefficients of each (the
+/// partial regression, Whittaker 1990).
+pub fn suspects(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<Hit> {
+    let table = Table { versions, mine, rows: common_rows(hits, mine.len()) };
+    let mut all: Vec<&Hit> = hits.iter().filter(|h| table.has_all(h)).collect();
+    all.dedup_by_key(|h| h.distance.to_bits()); // Twins.
+    if all.len() < 2 || table.rows.is_empty() {
+        return vec![];
+    }
+    let new = table.new_values();
+    let columns: Vec<Vec<f64>> = all.iter().map(|h| table.stored(h)).chain([new.clone()]).collect();
+    if columns.iter().any(|c| c.len() != new.len()) {
+        return vec![];
+    }
+    let Some(inverse) = inverse(scalar_products(&columns)) else { return vec![] };
+    let last = all.len();
+    let may_be = |i: usize| {
+        let far: f64 = columns[i].iter().zip(&new).map(|(a, b)| (a - b) * (a - b)).sum();
+        let share = -inverse[i][last] / inverse[i][i];
+        1.0 / inverse[i][i] <= LEFT * LEFT * far && (LEAST / 2.0..1.0).contains(&share)
+    };
+    (0..last).filter(|i| may_be(*i)).map(|i| all[i].clone()).collect()
+}
+
+/// Of the columns less their mean; with a little on the diagonal, so that copies do no harm.
+fn scalar_products(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let n = columns.len() as f64;
+    let mean: Vec<f64> = (0..columns[0].len()).map(|i| columns.iter().map(|c| c[i]).sum::<f64>() / n).collect();
+    let centred: Vec<Vec<f64>> = columns.iter().map(|c| c.iter().zip(&mean).map(|(v, m)| v - m).collect()).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let mut out: Vec<Vec<f64>> = centred.iter().map(|a| centred.iter().map(|b| dot(a, b)).collect()).collect();
+    let trace: f64 = (0..out.len()).map(|i| out[i][i]).sum();
+    (0..out.len()).for_each(|i| out[i][i] += 1e-9 * trace / n);
+    out
+}
+
+/// Of a symmetric positive definite matrix, by Gauss and Jordan.
+fn inverse(mut m: Vec<Vec<f64>>) -> Option<Vec<Vec<f64>>> {
+    for k in 0..m.len() {
+        let pivot = m[k][k];
+        if pivot <= 0.0 || !pivot.is_finite() {
+            return None;
+        }
+        m[k][k] = 1.0;
+        m[k].iter_mut().for_each(|v| *v /= pivot);
+        let row = m[k].clone();
+        for (_, other) in m.iter_mut().enumerate().filter(|(i, _)| *i != k) {
+            let factor = std::mem::take(&mut other[k]);
+            other.iter_mut().zip(&row).for_each(|(v, r)| *v -= factor * r);
+        }
+    }
+    Some(m)
+}
+
+/// Of many values a few, but more than there are columns: enough to see that there is no fit.
+fn thinned(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let most = 2 * columns.len() + 32;
+    let step = columns.iter().map(Vec::len).max().unwrap_or(0).div_ceil(most).max(1);
+    columns.iter().map(|c| c.iter().step_by(step).copied().collect()).collect()
 }
 
 /// The new version's matrices that most of the hits have sketches like.
@@ -131,9 +210,9 @@ pub fn fit(trials: &[&Trial], mine: &[Weights]) -> Option<Mix> {
     }
     let columns = columns(&near, mine)?;
     let (x, noise) = (columns.values.last()?, columns.noise);
-    let rms = |of: &dyn Fn(usize) -> f64| (0..x.len()).map(|i| of(i) * of(i)).sum::<f64>().sqrt();
-    let size = rms(&|i| x[i]);
-    let nearest = columns.values[..near.len()].iter().map(|y| rms(&|i| x[i] - y[i])).fold(f64::MAX, f64::min);
+    let size = root_of_squares(x.iter().copied());
+    let apart = |y: &Vec<f64>| root_of_squares(x.iter().zip(y).map(|(a, b)| a - b));
+    let nearest = columns.values[..near.len()].iter().map(apart).fold(f64::MAX, f64::min);
     if nearest <= 2.0 * noise || size == 0.0 {
         return None; // One version explains it.
     }
@@ -178,8 +257,11 @@ fn lies_within(columns: &[Vec<f64>], share: f64) -> bool {
 /// Root of the summed squares that a mix of the columns leaves of the last one.
 fn left(columns: &[Vec<f64>], mix: &[(usize, f64)]) -> f64 {
     let target = columns.last().expect("a column for the target");
-    let value = |i: usize| target[i] - mix.iter().map(|(m, c)| c * columns[*m][i]).sum::<f64>();
-    (0..target.len()).map(|i| value(i) * value(i)).sum::<f64>().sqrt()
+    root_of_squares((0..target.len()).map(|i| target[i] - mix.iter().map(|(m, c)| c * columns[*m][i]).sum::<f64>()))
+}
+
+fn root_of_squares(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
 struct Columns {
@@ -205,7 +287,7 @@ fn columns(near: &[&&Trial], mine: &[Weights]) -> Option<Columns> {
     let mut values: Vec<Vec<f64>> = near.iter().map(of).collect();
     values.push(rows.iter().flat_map(|&i| picked(&mine[i])).collect());
     let noise = rows.iter().flat_map(|&i| picked(&mine[i]).into_iter().map(move |v| step_of(mine[i].number, v)));
-    let noise = noise.map(|s| s * s / 12.0).sum::<f64>().sqrt();
+    let noise = root_of_squares(noise) / 12f64.sqrt();
     let sound = values[0].len() >= 32 && values.iter().all(|c| c.len() == values[0].len());
     sound.then_some(Columns { values, noise })
 }

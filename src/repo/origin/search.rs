@@ -58,7 +58,11 @@ pub fn index(
 fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
     let side = repo.record(id).and_then(|record| Side::of_version(repo, &record));
     match side {
-        Ok(side) => VersionSketch { id: *id, lanes: lanes_of(&side), tensors: window::sketches(&side) },
+        Ok(side) => VersionSketch {
+            id: *id,
+            lanes: lanes_of(&side),
+            tensors: window::sketched(&side).into_iter().map(|w| w.sketch).collect(),
+        },
         Err(e) => {
             log::warn!("version {id} is not searched: {e}");
             VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
@@ -122,19 +126,29 @@ fn hit(
     Some(Hit { seq, id: version.id, distance, mismatches, common, matched })
 }
 
-/// Are all values ones that a 16-bit float has?
+/// The narrowest float that has all these values.
+pub fn narrowest<'a>(values: impl Iterator<Item = &'a [f32]> + Clone) -> Number {
+    let fits = |to: Number| values.clone().flatten().all(|v| rounded(to, *v) == *v);
+    [Number::Bf16, Number::F16].into_iter().find(|n| fits(*n)).unwrap_or(Number::F32)
+}
+
 fn is_coarse(version: &VersionSketch) -> bool {
-    let coarse = |v: &f32| rounded(Number::Bf16, *v) == *v || rounded(Number::F16, *v) == *v;
-    version.tensors.iter().all(|t| t.values.iter().all(coarse))
+    narrowest(version.tensors.iter().map(|t| &t.values[..])).width() < 4
+}
+
+/// Whole numbers: what was quantized.
+fn is_whole(version: &VersionSketch) -> bool {
+    version.tensors.iter().all(|t| t.values.iter().all(|v| v.fract() == 0.0))
 }
 
 /// The nearest, but of those that look all the same (heads on one trunk, renamed copies) only a few; and some of the
-/// nearest of the new version's own precision, which roundings hide among others.
+/// nearest of the new version's own precision, and of those that were quantized, which roundings hide among others.
 pub fn candidates(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights], most: usize) -> Vec<Id> {
     let coarse = mine.iter().all(|w| w.number.width() < 4);
     let alike: Vec<Hit> = hits.iter().filter(|h| is_coarse(&versions[h.seq]) == coarse).cloned().collect();
+    let whole: Vec<Hit> = hits.iter().filter(|h| is_whole(&versions[h.seq])).cloned().collect();
     let mut out = distinct(hits, most);
-    for id in distinct(&alike, most / 2) {
+    for id in distinct(&alike, most / 2).into_iter().chain(distinct(&whole, ALIKE)) {
         if !out.contains(&id) {
             out.push(id);
         }
@@ -187,17 +201,4 @@ fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
         return 2.0 * apart / (new2 + old2);
     }
     new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
-}
-
-/// How far a stored version is from its parent by their sketches; what is zero in the parent alone counts.
-pub fn apart(child: &VersionSketch, parent: &VersionSketch) -> Option<f64> {
-    let near = |s: &Sketch| {
-        let i = most_like(s, parent.tensors.iter().enumerate())?;
-        let old = &parent.tensors[i];
-        let grown = s.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b == 0.0);
-        let all: f64 = s.values.iter().map(|v| (*v as f64).powi(2)).sum();
-        Some(apart_of(s, old) + grown.map(|(a, _)| (*a as f64).powi(2)).sum::<f64>() / all)
-    };
-    let found: Vec<f64> = child.tensors.iter().filter_map(near).collect();
-    (2 * found.len() > child.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)
 }
