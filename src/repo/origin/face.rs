@@ -64,7 +64,7 @@ pub struct Face {
     sketches: Values,
     /// The float that all its values are of.
     number: Number,
-    /// Shapes of its matrices, sorted; of those that were tried.
+    /// Shapes of its matrices, sorted.
     shapes: Option<Vec<Vec<u64>>>,
 }
 
@@ -89,6 +89,10 @@ impl Face {
         };
         let (windows, shapes) = (trial.map(windows), trial.map(|t| shapes(&t.side)));
         Face { windows, sketches: rows.sketches(sketch), number, shapes }
+    }
+
+    pub fn with_shapes(self, found: impl FnOnce() -> Option<Vec<Vec<u64>>>) -> Face {
+        Face { shapes: self.shapes.or_else(found), ..self }
     }
 
     /// Whether values may be compared as they are: what was quantized has scales of its own.

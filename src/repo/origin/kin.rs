@@ -10,7 +10,7 @@ use super::face::{self, Face, Rows};
 use super::search::Hit;
 use super::tree::{self, Apart, Member, Up, Way};
 use super::trial::Trial;
-use super::{Finder, Head, MAX_UPS, Move, NEW, mix};
+use super::{Finder, MAX_UPS, Move, NEW, mix};
 use crate::model::id::Id;
 use crate::model::record::{ParentEdge, Real, Relation};
 
@@ -56,28 +56,32 @@ impl Finder<'_> {
     /// Stored versions that turn out to be merges in which the new one took part.
     pub(super) fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
         let mut moves: Vec<Move> = Vec::new();
-        // What one turns out to be may clear up another.
-        for _ in 0..2 {
-            let near = self.hits.iter().take(mix::MAX_MEMBERS).cloned();
-            let (mixed, simple): (Vec<Hit>, Vec<Hit>) = near.partition(|h| self.is_mix(&h.id, &moves));
-            let suspects = mix::suspects(&simple, &self.versions, &self.searched);
-            for target in suspects.iter().cloned().chain(mixed) {
-                if moves.iter().any(|m| m.child == target.id) {
-                    continue;
-                }
-                let Some(from) = self.questionable(&target.id, &moves)? else { continue };
-                // Two that may be mixes explain each other.
-                let is_member = |h: &&Hit| !self.is_mix(&h.id, &moves) && !suspects.iter().any(|s| s.id == h.id);
-                let simple: Vec<Hit> = simple.iter().filter(is_member).cloned().collect();
-                let members = mix::members_of(&target, &simple, &self.versions, &self.searched);
-                if !members.is_empty() {
-                    let to = members.iter().map(mixed_from).collect();
-                    moves.push(Move { child: target.id, from, to, follow: false });
-                }
-            }
+        // What one turns out to be may clear up another: those of fewest members first.
+        while let Some(found) = self.merge_with_new(&moves)? {
+            moves.push(found);
         }
         self.twins_in_merges(&mut moves)?;
         Ok(moves)
+    }
+
+    /// The one of fewest members among those that are not known.
+    fn merge_with_new(&mut self, moves: &[Move]) -> Result<Option<Move>, RepoError> {
+        let near = self.hits.iter().take(mix::MAX_MEMBERS).cloned();
+        let (mixed, simple): (Vec<Hit>, Vec<Hit>) = near.partition(|h| self.is_mix(&h.id, moves));
+        let suspects = mix::suspects(&simple, &self.versions, &self.searched);
+        // Two that may be mixes explain each other.
+        let is_member = |h: &Hit| !suspects.iter().any(|s| s.id == h.id);
+        let simple: Vec<Hit> = simple.into_iter().filter(is_member).collect();
+        let mut best: Option<Move> = None;
+        for target in suspects.iter().chain(&mixed).filter(|t| !moves.iter().any(|m| m.child == t.id)) {
+            let Some(from) = self.questionable(&target.id, moves)? else { continue };
+            let members = mix::members_of(target, &simple, &self.versions, &self.searched);
+            if !members.is_empty() && best.as_ref().is_none_or(|b| members.len() < b.to.len()) {
+                let to = members.iter().map(mixed_from).collect();
+                best = Some(Move { child: target.id, from, to, follow: false });
+            }
+        }
+        Ok(best)
     }
 
     /// Merges whose members have the new version's weights, but are less like them otherwise: a head on a base that
@@ -152,23 +156,23 @@ impl Finder<'_> {
         Ok((plan.parent, moves))
     }
 
-    /// Those that hang on what turns out to be a merge of them, and the new one, hang on what that hung on.
-    pub(super) fn loosened(&mut self, moves: &[Move]) -> Result<Vec<Move>, RepoError> {
-        let mut out = Vec::new();
-        for m in moves.iter().filter(|m| m.to.len() > 1) {
-            for id in m.to.iter().map(|e| e.id).filter(|id| *id != NEW) {
-                let Some(from) = self.guessed(&id)? else { continue };
-                if from != [m.child] || moves.iter().any(|m| m.child == id) {
-                    continue;
-                }
-                let Some(a) = self.above(&m.child)? else { continue };
-                let up = a.parents.first().map(|(h, _)| h.clone()).or(a.previous).filter(|h| h.id != id);
-                let edge = |h: &Head| ParentEdge {
+    /// What hangs on a version that turns out to be a merge of it, or of what hangs on it, hangs on what that hung on.
+    pub(super) fn loosened(&mut self, merges: &[Move]) -> Result<Vec<Move>, RepoError> {
+        let mut ups = self.ups()?;
+        let mut out: Vec<Move> = Vec::new();
+        for m in merges.iter().filter(|m| m.to.len() > 1) {
+            let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
+            while let Some(top) = top_of_circle(m.child, &ups) {
+                let Some(from) = self.guessed(&top)?.filter(|from| from[..] == [m.child]) else { break };
+                let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
+                let up: Vec<Id> = old.iter().copied().filter(|id| !tree::is_below(*id, top, above)).take(1).collect();
+                let edge = |id: &Id| ParentEdge {
                     guess: true,
                     distance: Some(Real(0.0)),
-                    ..ParentEdge::new(h.id, Relation::Finetune)
+                    ..ParentEdge::new(*id, Relation::Finetune)
                 };
-                out.push(Move { child: id, from, to: up.iter().map(edge).collect(), follow: false });
+                out.push(Move { child: top, from, to: up.iter().map(edge).collect(), follow: false });
+                ups.insert(top, up);
             }
         }
         Ok(out)
@@ -179,7 +183,8 @@ impl Finder<'_> {
         let rows = Rows::new(&self.rows, &self.mine, &self.searched);
         let new = Face::of_new(&self.side, &rows);
         let trial = |h: &Hit| self.trials.iter().find(|t| t.head.id == h.id);
-        let face = |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows);
+        let face =
+            |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows).with_shapes(|| self.shapes(&h.id));
         let kin = self.hits.iter().filter(|h| trial(h).is_none_or(is_kin));
         let faces: HashMap<Id, Face> = kin.map(|h| (h.id, face(h))).filter(|(_, f)| f.is_float()).collect();
         let mut members = Vec::new();
@@ -193,6 +198,11 @@ impl Finder<'_> {
             members.push(Member { id: hit.id, up, near: new.apart(face), apart });
         }
         Ok(members)
+    }
+
+    fn shapes(&self, id: &Id) -> Option<Vec<Vec<u64>>> {
+        let side = self.repo.record(id).and_then(|r| Side::of_version(self.repo, &r)).ok()?;
+        Some(face::shapes(&side))
     }
 
     fn up(&mut self, id: &Id) -> Result<Up, RepoError> {
@@ -271,6 +281,13 @@ impl Finder<'_> {
 fn mixed_from((id, c): &(Option<Id>, f64)) -> ParentEdge {
     let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
     ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
+}
+
+/// The version that closes a circle: it hangs on the merge alone, and a member of the merge is it or comes from it.
+fn top_of_circle(merge: Id, ups: &HashMap<Id, Vec<Id>>) -> Option<Id> {
+    let above = |id: &Id| ups.get(id).filter(|_| *id != merge).cloned().unwrap_or_default();
+    let tops = ups.iter().filter(|(_, up)| up[..] == [merge]).map(|(id, _)| *id);
+    tops.filter(|top| ups[&merge].iter().any(|m| tree::is_below(*m, *top, above))).min()
 }
 
 /// Do the members of a merge go different ways from `x`?

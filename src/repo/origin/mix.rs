@@ -15,14 +15,16 @@ use crate::store::sketches::VersionSketch;
 
 /// Most versions that are asked whether they took part.
 pub const MAX_MEMBERS: usize = 64;
-/// Share of the distance (RMS) that the mix of whole windows may leave.
-const LEFT: f64 = 0.2;
+/// Share of the distance (RMS) that a mix may leave: `1 / sqrt(n)` is what the mean of `n` siblings leaves of their base.
+const LEFT: f64 = 0.05;
+/// The same where all of it may be roundings.
+const ROUNDED: f64 = 0.3;
 /// The same of a mix that is told from sketches alone.
 const EXACT: f64 = 0.01;
 /// A member's least coefficient.
 const LEAST: f64 = 0.01;
 /// Where something is taken away, nobody adds more of one member.
-const BEYOND: f64 = 1.25;
+const BEYOND: f64 = 1.05;
 /// Values that take part in the fit of windows.
 const FITTED: usize = 1 << 14;
 /// Roundings that a mix's arithmetic may have made.
@@ -109,15 +111,16 @@ pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: 
     let others: Vec<&Hit> = hits.iter().filter(|h| h.id != target.id && table.has_all(h)).collect();
     let stored = others.iter().map(|h| table.stored(h));
     let columns: Vec<Vec<f64>> = [table.new_values()].into_iter().chain(stored).chain([table.stored(target)]).collect();
-    if !lies_within(&thinned(&columns), LEFT) {
-        return vec![];
-    }
     let number = narrowest(versions[target.seq].tensors.iter().map(|t| &t.values[..]));
     let noise = root_of_squares(columns[columns.len() - 1].iter().map(|v| step_of(number, *v) / 12f64.sqrt()));
     let far = left(&columns, &[(0, 1.0)]);
-    let found = fitted(&columns, LEFT);
+    let share = unexplained(noise, far);
+    if !lies_within(&thinned(&columns), share) {
+        return vec![];
+    }
+    let found = fitted(&columns, share);
     let takes_part = found.iter().any(|(i, c)| *i == 0 && (LEAST..1.0).contains(c));
-    let exact = takes_part && left(&columns, &found) <= (EXACT * far).max(ROUNDINGS * noise);
+    let exact = takes_part && left(&columns, &found) <= far * share.max(EXACT);
     match exact && is_plausible(&found) && !is_beyond(found.iter().map(|(_, c)| *c)) {
         true => found.into_iter().map(|(i, c)| (i.checked_sub(1).map(|i| others[i].id), c)).collect(),
         false => vec![],
@@ -143,10 +146,18 @@ pub fn suspects(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> V
     let last = all.len();
     let may_be = |i: usize| {
         let far: f64 = columns[i].iter().zip(&new).map(|(a, b)| (a - b) * (a - b)).sum();
+        let number = narrowest(versions[all[i].seq].tensors.iter().map(|t| &t.values[..]));
+        let noise = root_of_squares(columns[i].iter().map(|v| step_of(number, *v) / 12f64.sqrt()));
         let share = -inverse[i][last] / inverse[i][i];
-        1.0 / inverse[i][i] <= LEFT * LEFT * far && (LEAST / 2.0..1.0).contains(&share)
+        let most = unexplained(noise, far.sqrt());
+        1.0 / inverse[i][i] <= most * most * far && (LEAST / 2.0..1.0).contains(&share)
     };
     (0..last).filter(|i| may_be(*i)).map(|i| all[i].clone()).collect()
+}
+
+/// The share of a distance that a mix may leave for its roundings.
+fn unexplained(noise: f64, far: f64) -> f64 {
+    (ROUNDINGS * noise / far).min(ROUNDED).max(EXACT)
 }
 
 /// Of the columns less their mean; with a little on the diagonal, so that copies do no harm.

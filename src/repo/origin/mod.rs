@@ -182,17 +182,15 @@ impl Finder<'_> {
         }
         self.try_nearest(hints)?;
         let mut moves = self.reversed()?;
-        let merges = self.merges_with_new()?;
-        let is_member = !merges.is_empty();
-        moves.extend(self.loosened(&merges)?);
-        moves.extend(merges);
         let excluded = self.excluded(&moves)?;
-        let best = self.best(&excluded);
-        let mix = match best {
-            Some(one) if !is_member => self.mix(one)?,
-            _ => None,
-        };
-        let mut found = match (mix, best) {
+        let mix = self.best(&excluded).map_or(Ok(None), |best| self.mix(best))?;
+        if mix.is_none() {
+            let merges = self.merges_with_new()?;
+            moves.extend(self.loosened(&merges)?);
+            moves.extend(merges);
+        }
+        let excluded = self.excluded(&moves)?;
+        let mut found = match (mix, self.best(&excluded)) {
             (Some(mix), _) => {
                 let members: Vec<Id> = mix.members.iter().map(|(id, _)| *id).collect();
                 moves.extend(self.rehung(&moves, &members)?.1);
@@ -208,8 +206,7 @@ impl Finder<'_> {
         };
         found.near = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
         found.near.sort_unstable();
-        let own = |m: &Move| m.follow && m.to.iter().any(|e| e.id == NEW);
-        found.precedes = moves.iter().any(own);
+        found.precedes = self.precedes(&moves)?;
         if std::env::var_os("MGIT_DBG").is_some() {
             for m in &moves {
                 let name =
@@ -307,6 +304,14 @@ impl Finder<'_> {
         let below = |id: &Id| made.iter().any(|m| tree::is_below(*id, *m, above));
         out.extend(self.trials.iter().map(|t| t.head.id).filter(below));
         Ok(out)
+    }
+
+    /// Does the newest version of the new one's model come from it, or from what it took part in?
+    fn precedes(&mut self, moves: &[Move]) -> Result<bool, RepoError> {
+        let Some(newest) = self.newest()? else { return Ok(false) };
+        let mut ups = self.ups()?;
+        ups.extend(moves.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
+        Ok(tree::is_below(newest.id, NEW, |id: &Id| ups.get(id).cloned().unwrap_or_default()))
     }
 
     /// Tries it however many were.
