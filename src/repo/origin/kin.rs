@@ -162,8 +162,7 @@ impl Finder<'_> {
         let mut out: Vec<Move> = Vec::new();
         for m in merges.iter().filter(|m| m.to.len() > 1) {
             let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
-            while let Some(top) = top_of_circle(m.child, &ups) {
-                let Some(from) = self.guessed(&top)?.filter(|from| from[..] == [m.child]) else { break };
+            while let Some(top) = self.top_of_circle(m.child, &ups)? {
                 let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
                 let up: Vec<Id> = old.iter().copied().filter(|id| !tree::is_below(*id, top, above)).take(1).collect();
                 let edge = |id: &Id| ParentEdge {
@@ -171,11 +170,28 @@ impl Finder<'_> {
                     distance: Some(Real(0.0)),
                     ..ParentEdge::new(*id, Relation::Finetune)
                 };
-                out.push(Move { child: top, from, to: up.iter().map(edge).collect(), follow: false });
-                ups.insert(top, up);
+                out.push(Move { child: top, from: vec![m.child], to: up.iter().map(edge).collect(), follow: false });
+                let others = ups.entry(top).or_default();
+                others.retain(|id| *id != m.child);
+                others.extend(up);
             }
         }
         Ok(out)
+    }
+
+    /// The version that closes a circle: it hangs on the merge, and a member of the merge is it or comes from it.
+    fn top_of_circle(&mut self, merge: Id, ups: &HashMap<Id, Vec<Id>>) -> Result<Option<Id>, RepoError> {
+        let above = |id: &Id| ups.get(id).filter(|_| *id != merge).cloned().unwrap_or_default();
+        let members = &ups[&merge];
+        let mut tops: Vec<Id> = ups.iter().filter(|(_, up)| up.contains(&merge)).map(|(id, _)| *id).collect();
+        tops.retain(|top| members.iter().any(|m| tree::is_below(*m, *top, above)));
+        tops.sort_unstable();
+        for top in tops {
+            if self.guessed(&top)?.is_some_and(|from| from[..] == [merge]) {
+                return Ok(Some(top));
+            }
+        }
+        Ok(None)
     }
 
     /// The near versions whose values can be compared.
@@ -281,13 +297,6 @@ impl Finder<'_> {
 fn mixed_from((id, c): &(Option<Id>, f64)) -> ParentEdge {
     let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
     ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
-}
-
-/// The version that closes a circle: it hangs on the merge alone, and a member of the merge is it or comes from it.
-fn top_of_circle(merge: Id, ups: &HashMap<Id, Vec<Id>>) -> Option<Id> {
-    let above = |id: &Id| ups.get(id).filter(|_| *id != merge).cloned().unwrap_or_default();
-    let tops = ups.iter().filter(|(_, up)| up[..] == [merge]).map(|(id, _)| *id);
-    tops.filter(|top| ups[&merge].iter().any(|m| tree::is_below(*m, *top, above))).min()
 }
 
 /// Do the members of a merge go different ways from `x`?

@@ -138,21 +138,22 @@ pub fn suspects(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> V
         return vec![];
     }
     let new = table.new_values();
-    let columns: Vec<Vec<f64>> = all.iter().map(|h| table.stored(h)).chain([new.clone()]).collect();
+    let columns: Vec<Vec<f64>> = all.iter().map(|h| table.stored(h)).collect();
     if columns.iter().any(|c| c.len() != new.len()) {
         return vec![];
     }
-    let Some(inverse) = inverse(scalar_products(&columns)) else { return vec![] };
-    let last = all.len();
+    // All as steps from the new one, whose share is what the others leave of 1.
+    let steps: Vec<Vec<f64>> = columns.iter().map(|c| c.iter().zip(&new).map(|(a, b)| a - b).collect()).collect();
+    let Some(inverse) = inverse(scalar_products(&steps)) else { return vec![] };
     let may_be = |i: usize| {
-        let far: f64 = columns[i].iter().zip(&new).map(|(a, b)| (a - b) * (a - b)).sum();
+        let far = root_of_squares(steps[i].iter().copied());
         let number = narrowest(versions[all[i].seq].tensors.iter().map(|t| &t.values[..]));
         let noise = root_of_squares(columns[i].iter().map(|v| step_of(number, *v) / 12f64.sqrt()));
-        let share = -inverse[i][last] / inverse[i][i];
-        let most = unexplained(noise, far.sqrt());
-        1.0 / inverse[i][i] <= most * most * far && (LEAST / 2.0..1.0).contains(&share)
+        let others: f64 = (0..all.len()).filter(|j| *j != i).map(|j| -inverse[i][j] / inverse[i][i]).sum();
+        let most = unexplained(noise, far) * far;
+        1.0 / inverse[i][i] <= most * most && (LEAST / 2.0..1.0).contains(&(1.0 - others))
     };
-    (0..last).filter(|i| may_be(*i)).map(|i| all[i].clone()).collect()
+    (0..all.len()).filter(|i| may_be(*i)).map(|i| all[i].clone()).collect()
 }
 
 /// The share of a distance that a mix may leave for its roundings.
@@ -160,15 +161,12 @@ fn unexplained(noise: f64, far: f64) -> f64 {
     (ROUNDINGS * noise / far).min(ROUNDED).max(EXACT)
 }
 
-/// Of the columns less their mean; with a little on the diagonal, so that copies do no harm.
+/// With a little on the diagonal, so that copies do no harm.
 fn scalar_products(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let n = columns.len() as f64;
-    let mean: Vec<f64> = (0..columns[0].len()).map(|i| columns.iter().map(|c| c[i]).sum::<f64>() / n).collect();
-    let centred: Vec<Vec<f64>> = columns.iter().map(|c| c.iter().zip(&mean).map(|(v, m)| v - m).collect()).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-    let mut out: Vec<Vec<f64>> = centred.iter().map(|a| centred.iter().map(|b| dot(a, b)).collect()).collect();
+    let mut out: Vec<Vec<f64>> = columns.iter().map(|a| columns.iter().map(|b| dot(a, b)).collect()).collect();
     let trace: f64 = (0..out.len()).map(|i| out[i][i]).sum();
-    (0..out.len()).for_each(|i| out[i][i] += 1e-9 * trace / n);
+    (0..out.len()).for_each(|i| out[i][i] += 1e-9 * trace / columns.len() as f64);
     out
 }
 
@@ -319,4 +317,79 @@ fn step_of(number: Number, v: f64) -> f64 {
 /// Do the names speak of federated learning?
 pub fn is_federated<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|n| ["fed", "client"].iter().any(|word| n.to_lowercase().contains(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::sketch;
+
+    const SHAPE: [u64; 2] = [64, 64];
+
+    fn noise(seed: u64) -> Vec<f64> {
+        let at = |i: u64| Id::of(&[seed.to_le_bytes(), i.to_le_bytes()].concat()).0;
+        (0..sketch::WINDOW)
+            .map(|i| u32::from_le_bytes(*at(i).first_chunk().unwrap()) as f64 / 2f64.powi(32) - 0.5)
+            .collect()
+    }
+
+    fn sum(parts: &[(&[f64], f64)]) -> Vec<f64> {
+        (0..parts[0].0.len()).map(|i| parts.iter().map(|(p, c)| c * p[i]).sum()).collect()
+    }
+
+    /// A base, fine-tunes of it, the mean of the first two and an interpolation of the last two; a stranger to none.
+    struct Case {
+        models: Vec<Vec<f64>>,
+    }
+
+    impl Case {
+        fn new() -> Case {
+            let base = noise(1);
+            let mut models: Vec<Vec<f64>> = (2..6).map(|s| sum(&[(&base, 1.0), (&noise(s), 0.05)])).collect();
+            models.push(sum(&[(&models[0], 0.5), (&models[1], 0.5)]));
+            models.push(sum(&[(&models[2], 0.7), (&models[3], 0.3)]));
+            Case { models: [vec![base], models].concat() }
+        }
+
+        fn sketch(&self, model: usize, round: fn(f64) -> f32) -> Sketch {
+            let values: Vec<f32> = self.models[model].iter().map(|v| round(*v)).collect();
+            Sketch::of_window(&SHAPE, &values).unwrap()
+        }
+
+        /// The stored ones that are suspected when `new` comes last, and their members.
+        fn found(&self, new: usize, round: fn(f64) -> f32) -> Vec<(usize, Vec<usize>)> {
+            let stored: Vec<usize> = (0..self.models.len()).filter(|m| *m != new).collect();
+            let version = |&m: &usize| VersionSketch {
+                id: Id([m as u8; 32]),
+                lanes: [m as u32; crate::store::sketches::LANES],
+                tensors: vec![self.sketch(m, round)],
+            };
+            let versions: Vec<VersionSketch> = stored.iter().map(version).collect();
+            let values: Vec<f32> = self.models[new].iter().map(|v| round(*v)).collect();
+            let sketch = self.sketch(new, round);
+            let number = narrowest([&sketch.values[..]].into_iter());
+            let mine = [Weights { tensor: 0, id: Id::of(b""), number, shape: SHAPE.to_vec(), values, sketch }];
+            let hits = super::super::search::search(&versions, &[u32::MAX; crate::store::sketches::LANES], &mine);
+            let suspects = suspects(&hits, &versions, &mine);
+            let simple: Vec<Hit> = hits.iter().filter(|h| !suspects.iter().any(|s| s.id == h.id)).cloned().collect();
+            let members = |t: &Hit| {
+                let of = members_of(t, &simple, &versions, &mine);
+                let mut of: Vec<usize> = of.iter().map(|(id, _)| id.map_or(new, |id| id.0[0] as usize)).collect();
+                of.sort_unstable();
+                of
+            };
+            suspects.iter().map(|s| (s.id.0[0] as usize, members(s))).collect()
+        }
+    }
+
+    #[test]
+    fn merges_are_known_by_their_last_member() {
+        let case = Case::new();
+        for round in [(|v| v as f32) as fn(f64) -> f32, |v| rounded(Number::Bf16, v as f32)] {
+            for (last, merge, members) in [(1, 5, [1, 2]), (2, 5, [1, 2]), (3, 6, [3, 4]), (4, 6, [3, 4])] {
+                assert_eq!(case.found(last, round), [(merge, members.to_vec())], "with {last} last");
+            }
+            assert_eq!(case.found(0, round), [], "the base takes part in none");
+        }
+    }
 }

@@ -3,8 +3,8 @@
 //! 1. [`search`] looks at the sketches of all versions: the cost is a few milliseconds for thousands.
 //! 2. The nearest few, what these come from, and what a model card names are put to a [`trial`] on a window of each
 //!    matrix; [`mix`] asks whether several together are what one is not.
-//! 3. [`decide`] names edges from that evidence. A new version may also turn out to be the parent of older ones, or to
-//!    stand between two: then it says which guessed edges to move ([`Move`]).
+//! 3. [`decide`] names edges from that evidence. A new version may also turn out to be the parent of older ones, a member
+//!    of a merge, or to stand between two: [`kin`] and [`tree`] say which guessed edges move then ([`Move`]).
 //!
 //! Nothing here changes anything. Edges that people named are never questioned.
 
@@ -207,17 +207,6 @@ impl Finder<'_> {
         found.near = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
         found.near.sort_unstable();
         found.precedes = self.precedes(&moves)?;
-        if std::env::var_os("MGIT_DBG").is_some() {
-            for m in &moves {
-                let name =
-                    |s: &mut Self, id: &Id| s.above(id).ok().flatten().map_or("NEW".to_owned(), |a| label(&a.head));
-                let c = name(self, &m.child);
-                let f: Vec<String> = m.from.iter().map(|i| name(self, i)).collect();
-                let t: Vec<String> =
-                    m.to.iter().map(|e| format!("{} {:?} {:?}", name(self, &e.id), e.relation, e.distance)).collect();
-                eprintln!("MOVE {c}: {f:?} -> {t:?}");
-            }
-        }
         found.moves = moves;
         Ok(found)
     }

@@ -202,3 +202,58 @@ fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
     }
     new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MATRICES: usize = 8;
+    const SHAPE: [u64; 2] = [384, 384];
+
+    /// Values that look normal: a version's own, or its family's with a small step.
+    fn values(family: u64, version: u64) -> Vec<f32> {
+        let mut state = family * 2 + 1;
+        let mut next = move |seed: &mut u64| {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*seed >> 33) as f32 / (1u64 << 30) as f32 - 1.0
+        };
+        let mut step = version;
+        (0..sketch::WINDOW).map(|_| next(&mut state) + 0.01 * next(&mut step)).collect()
+    }
+
+    fn version(n: u64, families: u64) -> VersionSketch {
+        let tensor = |m: u64| Sketch::of_window(&SHAPE, &values(n % families + (m << 20), n * 1000 + m)).unwrap();
+        let tensors = (0..MATRICES as u64).map(tensor).collect();
+        VersionSketch { id: Id::of(&n.to_le_bytes()), lanes: [n as u32; LANES], tensors }
+    }
+
+    fn weights(family: u64) -> Vec<Weights> {
+        let one = |m: u64| {
+            let values = values(family + (m << 20), 7);
+            let sketch = Sketch::of_window(&SHAPE, &values).unwrap();
+            Weights { tensor: m as usize, id: Id::of(b""), number: Number::F32, shape: SHAPE.to_vec(), values, sketch }
+        };
+        (0..MATRICES as u64).map(one).collect()
+    }
+
+    #[test]
+    fn a_family_is_found_among_others() {
+        let all: Vec<VersionSketch> = (0..60).map(|n| version(n, 6)).collect();
+        let hits = search(&all, &[u32::MAX; LANES], &weights(4));
+        assert_eq!(hits.len(), 10);
+        assert!(hits.iter().all(|h| h.seq % 6 == 4 && h.matched.iter().flatten().count() == MATRICES));
+    }
+
+    /// By hand: cargo test --release --lib search -- --ignored --nocapture
+    #[test]
+    #[ignore = "prints figures"]
+    fn speed_among_ten_thousand() {
+        for (families, count) in [(100, 10_000), (1, 10_000)] {
+            let all: Vec<VersionSketch> = (0..count).map(|n| version(n, families)).collect();
+            let mine = weights(0);
+            let start = std::time::Instant::now();
+            let hits = search(&all, &[u32::MAX; LANES], &mine);
+            println!("{count} versions in {families} families: {} hits in {:?}", hits.len(), start.elapsed());
+        }
+    }
+}
