@@ -156,15 +156,20 @@ impl Finder<'_> {
         Ok((plan.parent, moves))
     }
 
-    /// What hangs on a version that turns out to be a merge of it, or of what hangs on it, hangs on what that hung on.
+    /// What hangs on a version that turns out to be a merge of it, or of what hangs on it, hangs on the nearest of the
+    /// others.
     pub(super) fn loosened(&mut self, merges: &[Move]) -> Result<Vec<Move>, RepoError> {
         let mut ups = self.ups()?;
+        let faces = self.faces(|_| true);
         let mut out: Vec<Move> = Vec::new();
         for m in merges.iter().filter(|m| m.to.len() > 1) {
-            let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
+            ups.insert(m.child, m.to.iter().map(|e| e.id).collect());
             while let Some(top) = self.top_of_circle(m.child, &ups)? {
                 let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
-                let up: Vec<Id> = old.iter().copied().filter(|id| !tree::is_below(*id, top, above)).take(1).collect();
+                let apart = |id: Id| faces.get(&id)?.apart(faces.get(&top)?).0[0].map(|p| (id, p.weight));
+                let others = self.hits.iter().map(|h| h.id).filter(|id| !tree::is_below(*id, top, above));
+                let nearest = others.filter_map(apart).min_by(|a, b| a.1.total_cmp(&b.1));
+                let up: Vec<Id> = nearest.into_iter().map(|(id, _)| id).collect();
                 let edge = |id: &Id| ParentEdge {
                     guess: true,
                     distance: Some(Real(0.0)),
@@ -196,13 +201,9 @@ impl Finder<'_> {
 
     /// The near versions whose values can be compared.
     fn members(&mut self, known: &[Move]) -> Result<Vec<Member>, RepoError> {
-        let rows = Rows::new(&self.rows, &self.mine, &self.searched);
-        let new = Face::of_new(&self.side, &rows);
-        let trial = |h: &Hit| self.trials.iter().find(|t| t.head.id == h.id);
-        let face =
-            |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows).with_shapes(|| self.shapes(&h.id));
-        let kin = self.hits.iter().filter(|h| trial(h).is_none_or(is_kin));
-        let faces: HashMap<Id, Face> = kin.map(|h| (h.id, face(h))).filter(|(_, f)| f.is_float()).collect();
+        let new = self.new_face();
+        let mut faces = self.faces(is_kin);
+        faces.retain(|_, f| f.is_float());
         let mut members = Vec::new();
         for hit in self.hits.clone() {
             let Some(face) = faces.get(&hit.id) else { continue };
@@ -214,6 +215,19 @@ impl Finder<'_> {
             members.push(Member { id: hit.id, up, near: new.apart(face), apart });
         }
         Ok(members)
+    }
+
+    fn new_face(&self) -> Face {
+        Face::of_new(&self.side, &Rows::new(&self.rows, &self.mine, &self.searched))
+    }
+
+    /// How the near versions look, but for those of which the trial came to nothing.
+    fn faces(&self, keep: impl Fn(&Trial) -> bool) -> HashMap<Id, Face> {
+        let rows = Rows::new(&self.rows, &self.mine, &self.searched);
+        let trial = |h: &Hit| self.trials.iter().find(|t| t.head.id == h.id);
+        let kept = self.hits.iter().filter(|h| trial(h).is_none_or(&keep));
+        let face = |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows);
+        kept.map(|h| (h.id, face(h).with_shapes(|| self.shapes(&h.id)))).collect()
     }
 
     fn shapes(&self, id: &Id) -> Option<Vec<Vec<u64>>> {
@@ -231,11 +245,7 @@ impl Finder<'_> {
 
     /// Merges whose members go different ways from the new version: it is what they have in common, not one of their kind.
     pub(super) fn merges_around(&mut self) -> Result<HashSet<Id>, RepoError> {
-        let rows = Rows::new(&self.rows, &self.mine, &self.searched);
-        let new = Face::of_new(&self.side, &rows);
-        let trial = |h: &Hit| self.trials.iter().find(|t| t.head.id == h.id);
-        let face = |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows);
-        let faces: HashMap<Id, Face> = self.hits.iter().map(|h| (h.id, face(h))).collect();
+        let (new, faces) = (self.new_face(), self.faces(|_| true));
         let mixed =
             self.asked.iter().filter_map(|(id, a)| Some((id, a.as_ref()?))).filter(|(_, a)| a.parents.len() > 1);
         let around = mixed.filter(|(_, a)| {

@@ -213,7 +213,7 @@ mod tests {
     /// Values that look normal: a version's own, or its family's with a small step.
     fn values(family: u64, version: u64) -> Vec<f32> {
         let mut state = family * 2 + 1;
-        let mut next = move |seed: &mut u64| {
+        let next = move |seed: &mut u64| {
             *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (*seed >> 33) as f32 / (1u64 << 30) as f32 - 1.0
         };
