@@ -233,6 +233,40 @@ fn parents_that_come_later_take_their_place() {
     assert_eq!(f.parents("t0"), [("base".to_owned(), "finetune".to_owned())]);
 }
 
+/// Whatever comes first, the edges are those of the truth; which end of one is the parent may be a guess.
+#[test]
+fn the_family_is_the_same_in_any_order() {
+    let base = base();
+    let tunes: Vec<Vec<Tensor>> = (1..=4).map(|s| tuned(&base, s, 2e-4)).collect();
+    let onward = tuned(&tunes[0], 31, 1e-4);
+    let models = [
+        ("base", base.iter().map(same).collect()),
+        ("t0", tunes[0].iter().map(same).collect()),
+        ("onward", onward.iter().map(same).collect()),
+        ("last", tuned(&onward, 32, 5e-5)),
+        ("t1", tunes[1].iter().map(same).collect()),
+        ("t2", tunes[2].iter().map(same).collect()),
+        ("average", mixed(&[(&tunes[1], 0.5), (&tunes[2], 0.5)])),
+        ("headed", with_head(tuned(&base, 8, 1e-4), 5, 3)),
+        ("cut", pruned(&tunes[3], 0.03)),
+        ("t3", tunes[3].iter().map(same).collect()),
+        ("half", cast(&tunes[3])),
+    ];
+    let truth =
+        "average-t1 average-t2 base-headed base-t0 base-t1 base-t2 base-t3 cut-t3 half-t3 last-onward onward-t0";
+    for order in
+        [[10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [3, 6, 8, 1, 4, 0, 10, 2, 7, 5, 9], [6, 5, 2, 9, 10, 7, 3, 8, 0, 4, 1]]
+    {
+        let f = Family::new();
+        order.iter().for_each(|&i| drop(f.import(models[i].0, &models[i].1)));
+        let pair = |a: &str, b: &str| if a < b { format!("{a}-{b}") } else { format!("{b}-{a}") };
+        let of = |name: &str| f.parents(name).into_iter().map(|(p, _)| pair(name, &p)).collect::<Vec<_>>();
+        let mut edges: Vec<String> = models.iter().flat_map(|(name, _)| of(name)).collect();
+        edges.sort();
+        assert_eq!(edges.join(" "), truth, "imported in the order {order:?}");
+    }
+}
+
 #[test]
 fn cards_are_hints_and_named_parents_are_told_apart() {
     let f = Family::new();

@@ -193,46 +193,44 @@ impl Engine {
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
     }
 
-    /// The moves as events, but for those that the lineage has overtaken or that would close a circle.
+    /// The moves as events, but for those that the lineage has overtaken. They were planned together: where all
+    /// would close a circle, for the lineage has changed, each is taken or left by itself.
     fn moved(&self, commit: &Event, new: Id, moves: &[Move]) -> Result<Vec<Event>, RepoError> {
         let Event::Commit { previous, parents, .. } = commit else { return Ok(vec![]) };
-        let mut events = Vec::new();
-        if moves.is_empty() {
-            return Ok(events);
+        let mut standing = Vec::new();
+        for m in moves {
+            if self.stands(m)? {
+                let to = m.to.iter().map(|e| if e.id == NEW { ParentEdge { id: new, ..*e } } else { *e });
+                standing.push(Move { to: to.collect(), ..m.clone() });
+            }
+        }
+        if standing.is_empty() {
+            return Ok(vec![]);
         }
         let mut edges = self.edges()?;
         edges.extend(parents.iter().map(|p| &p.id).chain(previous).map(|p| (*p, new)));
-        for m in moves {
-            let (child, to) =
-                (m.child, m.to.iter().map(|e| if e.id == NEW { ParentEdge { id: new, ..*e } } else { *e }));
-            let to: Vec<ParentEdge> = to.collect();
-            let mut after = edges.clone();
-            after.retain(|(parent, c)| *c != child || Some(*parent) != m.from);
-            after.extend(to.iter().map(|e| (e.id, child)));
-            let lineage = Lineage::from_edges(after.iter().copied());
-            // An edge lies on a circle when its parent also comes from its child.
-            let circle = to.iter().any(|e| e.id == child || lineage.ancestors(e.id).contains(&child));
-            if circle || !self.stands(m)? {
-                continue;
-            }
-            edges = after;
-            events.extend(m.from.map(|parent| Event::Unlink { child, parent }));
-            events.extend(to.iter().map(|e| match m.follow {
-                true => Event::Follow { id: child, previous: e.id, guess: true },
-                false => Event::link(child, *e),
-            }));
+        if closes_circle(&after(&edges, &standing), &standing) {
+            standing.retain(|m| {
+                let one = std::slice::from_ref(m);
+                let then = after(&edges, one);
+                let sound = !closes_circle(&then, one);
+                edges = if sound { then } else { std::mem::take(&mut edges) };
+                sound
+            });
         }
-        Ok(events)
+        let taken = standing.iter().flat_map(|m| m.from.iter().map(|&parent| Event::Unlink { child: m.child, parent }));
+        Ok(taken.chain(standing.iter().flat_map(put)).collect())
     }
 
-    /// Is the edge that would move still there, and still one that content alone suggested?
+    /// Are the edges that would move still there, and still ones that content alone suggested?
     fn stands(&self, m: &Move) -> Result<bool, RepoError> {
         let Some(head) = self.catalog().by_id(&m.child)? else { return Ok(false) };
         let parents = self.catalog().parents(&m.child)?;
-        Ok(match m.from {
-            Some(from) if head.previous == Some(from) => head.guess && parents.is_empty(),
-            Some(from) => matches!(parents[..], [e] if e.id == from && e.distance.is_some()),
-            None => parents.is_empty() && head.previous.is_none(),
+        Ok(match head.previous {
+            Some(previous) if parents.is_empty() => m.from == [previous] && head.guess,
+            _ => {
+                parents.iter().map(|e| e.id).eq(m.from.iter().copied()) && parents.iter().all(|e| e.distance.is_some())
+            }
         })
     }
 
@@ -439,6 +437,27 @@ impl Engine {
         }
         Ok(out)
     }
+}
+
+/// The edges (from parent to child) with these moves made.
+fn after(edges: &[(Id, Id)], moves: &[Move]) -> Vec<(Id, Id)> {
+    let gone = |parent: &Id, child: &Id| moves.iter().any(|m| m.child == *child && m.from.contains(parent));
+    let stay = edges.iter().filter(|(parent, child)| !gone(parent, child)).copied();
+    stay.chain(moves.iter().flat_map(|m| m.to.iter().map(|e| (e.id, m.child)))).collect()
+}
+
+/// An edge lies on a circle when its parent also comes from its child.
+fn closes_circle(edges: &[(Id, Id)], moves: &[Move]) -> bool {
+    let lineage = Lineage::from_edges(edges.iter().copied());
+    let closes = |child: Id, e: &ParentEdge| e.id == child || lineage.ancestors(e.id).contains(&child);
+    moves.iter().any(|m| m.to.iter().any(|e| closes(m.child, e)))
+}
+
+fn put(m: &Move) -> impl Iterator<Item = Event> {
+    m.to.iter().map(|e| match m.follow {
+        true => Event::Follow { id: m.child, previous: e.id, guess: true },
+        false => Event::link(m.child, *e),
+    })
 }
 
 /// `model@version`.

@@ -1,7 +1,7 @@
 //! Sketches of the versions that were committed, in commit order: what a search for parents looks through.
 //!
 //! ```text
-//! magic      8   "mgitskt1"
+//! magic      8   "mgitskt2"
 //! then, for each version:
 //! len        4   bytes of the payload, LE
 //! check      4   check4 of the payload
@@ -22,7 +22,7 @@ use crate::model::id::Id;
 use crate::model::sketch::Sketch;
 use crate::model::wire::{Cursor, Malformed};
 
-const MAGIC: &[u8; 8] = b"mgitskt1";
+const MAGIC: &[u8; 8] = b"mgitskt2";
 /// Most bytes of one version.
 const MAX_PAYLOAD: usize = 1 << 16;
 /// Hash functions of a version's set of objects.

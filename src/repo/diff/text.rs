@@ -212,7 +212,7 @@ fn was(from: &TensorInfo, to: &TensorInfo) -> String {
     format!("was {}", [name, dtype, shape].into_iter().flatten().collect::<Vec<_>>().join(" "))
 }
 
-fn natural(name: &str) -> Vec<(Option<u64>, String)> {
+pub fn natural(name: &str) -> Vec<(Option<u64>, String)> {
     name.split('.').map(|part| (part.parse().ok(), part.to_owned())).collect()
 }
 

@@ -151,7 +151,7 @@ pub fn evidence(t: &Trial, relation: Relation) -> String {
         Relation::Prune => "what is not zero is the parent's",
         Relation::Rename => "the same tensors under other names",
         Relation::Reshard => "the same tensors in other files",
-        Relation::Derived => "the same tensors beside other files",
+        Relation::Derived if t.identical == 1.0 => "the same tensors beside other files",
         _ => "",
     };
     let mut text = format!(

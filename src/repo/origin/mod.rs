@@ -3,18 +3,20 @@
 //! 1. [`search`] looks at the sketches of all versions: the cost is a few milliseconds for thousands.
 //! 2. The nearest few, what these come from, and what a model card names are put to a [`trial`] on a window of each
 //!    matrix; [`mix`] asks whether several together are what one is not.
-//! 3. [`decide`] names edges from that evidence. A new version may also turn out to be the parent of older ones, or to
-//!    stand between two: then it says which guessed edges to move ([`Move`]).
+//! 3. [`decide`] names edges from that evidence. A new version may also turn out to be the parent of older ones, a member
+//!    of a merge, or to stand between two: [`kin`] and [`tree`] say which guessed edges move then ([`Move`]).
 //!
 //! Nothing here changes anything. Edges that people named are never questioned.
 
-pub mod decide;
-pub mod hint;
-pub mod mix;
-pub mod moves;
-pub mod search;
-pub mod trial;
-pub mod window;
+mod decide;
+mod face;
+mod hint;
+mod kin;
+mod mix;
+mod search;
+mod tree;
+mod trial;
+mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,9 +30,8 @@ use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionRef};
 use crate::model::record::{EntryKind, Origin, ParentEdge, Real, Relation, VersionRecord};
 use crate::store::sketches::{LANES, VersionSketch};
-use decide::{backwards, best, is_kin, is_symmetric, relation};
+use decide::{best, is_kin, is_symmetric, relation};
 use hint::Hint;
-use moves::Edge;
 use search::Hit;
 use trial::Trial;
 use window::Weights;
@@ -38,10 +39,8 @@ use window::Weights;
 /// Versions that are tried for their own sake, and at most with what these lead to.
 const TRIED: usize = 16;
 const MAX_TRIED: usize = 32;
-/// Near versions that are asked whether they are merges in which the new one took part.
-const MERGES: usize = 6;
-/// Differences of zeros in the sketches of versions that lie beside each other in a line of fine-tunes.
-const MISMATCHES: u32 = 96;
+/// Near versions that are looked at at all.
+const MAX_LIVING: usize = 2 * mix::MAX_MEMBERS;
 /// Versions whose ancestry is asked for.
 const MAX_UPS: usize = 512;
 
@@ -67,9 +66,9 @@ pub const NEW: Id = Id([0; 32]);
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Move {
     pub child: Id,
-    /// Its parent or predecessor until now, if it has one.
-    pub from: Option<Id>,
-    /// Its parents from now on; [`NEW`] among them.
+    /// Its parents, or its predecessor, until now.
+    pub from: Vec<Id>,
+    /// Its parents from now on.
     pub to: Vec<ParentEdge>,
     /// They are one, of the same model: a version edge.
     pub follow: bool,
@@ -94,11 +93,24 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
     let side = Side::of_hashed(new.files)?;
     let versions = search::index(repo, ask, progress)?;
     let (mine, searched) = (window::compared(&side), window::searched(&side));
+    let rows = window::sketched(&side).iter().map(|w| w.tensor).collect();
     let lanes = search::lanes_of(&side);
     let hits = search::search(&versions, &lanes, &searched);
     let hints = hint::hints(new.files);
-    let mut finder =
-        Finder { repo, ask, new, side, lanes, mine, searched, versions, hits, asked: HashMap::new(), trials: vec![] };
+    let mut finder = Finder {
+        repo,
+        ask,
+        new,
+        side,
+        lanes,
+        mine,
+        searched,
+        rows,
+        versions,
+        hits,
+        asked: HashMap::new(),
+        trials: vec![],
+    };
     let mut found = finder.find(&hints)?;
     found.origin.hints = hints.into_iter().map(|h| h.text).collect();
     Ok(found)
@@ -153,6 +165,8 @@ struct Finder<'a> {
     lanes: [u32; LANES],
     mine: Vec<Weights>,
     searched: Vec<Weights>,
+    /// Its tensors that stand for it.
+    rows: Vec<usize>,
     versions: Vec<VersionSketch>,
     hits: Vec<Hit>,
     /// Those asked for, dead ones too.
@@ -167,114 +181,40 @@ impl Finder<'_> {
             return Ok(duplicate(&twin));
         }
         self.try_nearest(hints)?;
-        let reversed = self.reversed()?;
-        let merges = self.merges_with_new()?;
-        let excluded: HashSet<Id> = reversed.iter().chain(&merges).map(|m| m.child).collect();
-        let ranked = self.ranked(&excluded);
-        let mix = match ranked.first() {
-            Some(one) if merges.is_empty() => self.mix(*one)?,
-            _ => None,
-        };
-        if let Some(mix) = mix {
-            let mut found = self.several(&mix)?;
-            let members: Vec<Id> = mix.members.iter().map(|(id, _)| *id).collect();
-            let plan = self.plan(&[], &members, &excluded)?;
-            self.take_over(&mut found, reversed, plan.moved)?;
-            return Ok(found);
+        let mut moves = self.reversed()?;
+        let excluded = self.excluded(&moves)?;
+        let mix = self.best(&excluded).map_or(Ok(None), |best| self.mix(best))?;
+        if mix.is_none() {
+            let merges = self.merges_with_new()?;
+            moves.extend(self.loosened(&merges)?);
+            moves.extend(merges);
         }
-        let plan = self.plan(&ranked, &[], &excluded)?;
-        let mut found = match plan.parent {
-            Some(one) => self.single(one)?,
-            None => self.by_hint(hints)?,
+        let excluded = self.excluded(&moves)?;
+        let mut found = match (mix, self.best(&excluded)) {
+            (Some(mix), _) => {
+                let members: Vec<Id> = mix.members.iter().map(|(id, _)| *id).collect();
+                moves.extend(self.rehung(&moves, &members)?.1);
+                self.several(&mix)?
+            }
+            (None, Some(best)) => {
+                let (parent, rehung) = self.rehung(&moves, &[best])?;
+                moves.extend(rehung);
+                let parent = parent.filter(|p| self.is_tried(p));
+                self.single(parent.unwrap_or(best))?
+            }
+            (None, None) => self.by_hint(hints)?,
         };
-        found.near = reversed.iter().map(|m| m.child).collect();
-        self.take_over(&mut found, [reversed, merges].concat(), plan.moved)?;
+        found.near = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
+        found.near.sort_unstable();
+        found.precedes = self.precedes(&moves)?;
+        found.moves = moves;
         Ok(found)
     }
 
-    /// Notes which stored versions find a new parent.
-    fn take_over(&mut self, found: &mut Found, moves: Vec<Move>, moved: Vec<Id>) -> Result<(), RepoError> {
-        found.moves = moves;
-        for id in &moved {
-            found.moves.extend(self.moved(id)?);
-        }
-        let own = |m: &Move| m.follow && m.to.iter().any(|e| e.id == NEW);
-        found.precedes = found.moves.iter().any(own);
-        Ok(())
-    }
-
-    /// Who may be the parent, the best first.
-    fn ranked(&self, excluded: &HashSet<Id>) -> Vec<Id> {
-        let model = self.new.model.as_str();
-        let (mut out, mut left): (Vec<Id>, Vec<&Trial>) = (vec![], self.trials.iter().collect());
-        left.retain(|t| !excluded.contains(&t.head.id));
-        while let Some(t) = best(left.iter().copied(), &self.side, &self.mine, model) {
-            left.retain(|o| o.head.id != t.head.id);
-            out.push(t.head.id);
-        }
-        out
-    }
-
-    /// Which edges move to the new version, and where it then stands itself.
-    /// `members`: what it is a mix of, in any case.
-    fn plan(&mut self, parents: &[Id], members: &[Id], excluded: &HashSet<Id>) -> Result<moves::Plan, RepoError> {
-        let mut nodes = Vec::new();
-        for hit in self.hits.clone().iter().filter(|h| h.mismatches < MISMATCHES) {
-            if let Some((from, apart)) = self.guessed(hit)? {
-                nodes.push(self.node(hit, from, apart));
-            }
-        }
-        let ups = self.ups()?;
-        nodes.retain(|n| !members.iter().any(|m| moves::is_below(*m, &HashSet::from([n.id]), &ups)));
-        Ok(moves::plan(&nodes, parents, excluded, &ups))
-    }
-
-    /// A version and its suggested parent, with distances by whole windows where both were tried, else by sketches.
-    fn node(&self, hit: &Hit, from: Id, apart: f64) -> moves::Node {
-        let trial = |id: &Id| self.trials.iter().find(|t| t.head.id == *id);
-        let parent = trial(&from);
-        let (mut near, mut edge) = match (trial(&hit.id), parent) {
-            (Some(child), Some(parent)) => {
-                let [near, onward, apart] = child.triangle(parent, &self.mine);
-                (near, Edge { from, apart, onward, precise: true, lean: false })
-            }
-            _ => {
-                let onward = self.hits.iter().find(|h| h.id == from).map_or(f64::MAX, |h| h.distance);
-                (hit.distance, Edge { from, apart, onward, precise: false, lean: false })
-            }
-        };
-        if let Some(parent) = parent.filter(|_| hit.distance <= apart * (1.0 + moves::EQUAL)) {
-            edge.lean = self.is_lean(&hit.id, parent);
-            near = if edge.lean { near.min(edge.apart) } else { near };
-        }
-        moves::Node { id: hit.id, near, edge: Some(edge) }
-    }
-
-    /// Lacks a version what its parent has beyond the new one?
-    fn is_lean(&self, child: &Id, parent: &Trial) -> bool {
-        let beyond = parent.beyond(&self.side);
-        if beyond.is_empty() {
-            return false;
-        }
-        let side = self.repo.record(child).and_then(|record| Side::of_version(self.repo, &record));
-        side.is_ok_and(|s| !s.tensors.iter().any(|t| beyond.contains(&&t.shape[..])))
-    }
-
-    /// What the near versions come from, as far as it takes a bounded number of questions.
-    fn ups(&mut self) -> Result<HashMap<Id, Vec<Id>>, RepoError> {
-        let mut todo: Vec<Id> = self.hits.iter().map(|h| h.id).chain(self.trials.iter().map(|t| t.head.id)).collect();
-        let mut ups = HashMap::new();
-        while let Some(id) = todo.pop() {
-            if ups.contains_key(&id) || ups.len() >= MAX_UPS {
-                continue;
-            }
-            let above = self.above(&id)?;
-            let up = above.map(|a| a.parents.iter().map(|(h, _)| h.id).chain(a.previous.map(|h| h.id)).collect());
-            let up: Vec<Id> = up.unwrap_or_default();
-            todo.extend(&up);
-            ups.insert(id, up);
-        }
-        Ok(ups)
+    /// The best parent of those that were tried.
+    fn best(&self, excluded: &HashSet<Id>) -> Option<Id> {
+        let trials = self.trials.iter().filter(|t| !excluded.contains(&t.head.id));
+        best(trials, &self.side, &self.mine, self.new.model.as_str()).map(|t| t.head.id)
     }
 
     fn above(&mut self, id: &Id) -> Result<Option<Above>, RepoError> {
@@ -290,7 +230,7 @@ impl Finder<'_> {
     fn keep_living(&mut self) -> Result<(), RepoError> {
         let mut living = Vec::new();
         for hit in std::mem::take(&mut self.hits) {
-            if living.len() >= mix::MAX_MEMBERS {
+            if living.len() >= MAX_LIVING {
                 break;
             }
             if self.above(&hit.id)?.is_some() {
@@ -320,7 +260,8 @@ impl Finder<'_> {
     }
 
     fn try_nearest(&mut self, hints: &[Hint]) -> Result<(), RepoError> {
-        let nearest = search::candidates(&self.hits, &self.versions, &self.mine, TRIED);
+        let near = &self.hits[..self.hits.len().min(mix::MAX_MEMBERS)];
+        let nearest = search::candidates(near, &self.versions, &self.mine, TRIED);
         nearest.iter().try_for_each(|id| self.try_one(id))?;
         let mut more: Vec<Id> = Vec::new();
         for id in nearest.iter().take(TRIED) {
@@ -341,6 +282,35 @@ impl Finder<'_> {
             self.trials.extend(trial(self.repo, above.head, &self.side, &self.mine));
         }
         Ok(())
+    }
+
+    /// Versions that cannot be the new one's parent: what was made from it, and merges that lie around it.
+    fn excluded(&mut self, moves: &[Move]) -> Result<HashSet<Id>, RepoError> {
+        let mut out = self.merges_around()?;
+        let made: Vec<Id> = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
+        let ups = self.ups()?;
+        let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
+        let below = |id: &Id| made.iter().any(|m| tree::is_below(*id, *m, above));
+        out.extend(self.trials.iter().map(|t| t.head.id).filter(below));
+        Ok(out)
+    }
+
+    /// Does the newest version of the new one's model come from it, or from what it took part in?
+    fn precedes(&mut self, moves: &[Move]) -> Result<bool, RepoError> {
+        let Some(newest) = self.newest()? else { return Ok(false) };
+        let mut ups = self.ups()?;
+        ups.extend(moves.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
+        Ok(tree::is_below(newest.id, NEW, |id: &Id| ups.get(id).cloned().unwrap_or_default()))
+    }
+
+    /// Tries it however many were.
+    fn is_tried(&mut self, id: &Id) -> bool {
+        if !self.trials.iter().any(|t| t.head.id == *id)
+            && let Ok(Some(above)) = self.above(id)
+        {
+            self.trials.extend(trial(self.repo, above.head, &self.side, &self.mine));
+        }
+        self.trials.iter().any(|t| t.head.id == *id)
     }
 
     fn newest(&mut self) -> Result<Option<Head>, RepoError> {
@@ -364,98 +334,6 @@ impl Finder<'_> {
         Ok(heads)
     }
 
-    /// Stored versions that were made from the new one, as their content shows. Those that have a parent that somebody
-    /// named, or that is nearer, keep it.
-    fn reversed(&mut self) -> Result<Vec<Move>, RepoError> {
-        let kin = self.trials.iter().filter(|t| is_kin(t));
-        let of = |t: &Trial| Some((t.head.id, backwards(t, &self.mine)?, t.distance_back(), t.distance()));
-        let found: Vec<_> =
-            kin.filter_map(of).filter(|(_, _, back, there)| *back < 0.02 || 2.0 * back < *there).collect();
-        let mut moves = Vec::new();
-        for (child, relation, distance, _) in found {
-            let Some(a) = self.above(&child)? else { continue };
-            let nearer = |e: &ParentEdge| e.distance.is_some_and(|d| distance < d.0);
-            if a.previous.is_none() && a.parents.iter().all(|(_, e)| nearer(e)) && a.parents.len() < 2 {
-                let from = a.parents.first().map(|(h, _)| h.id);
-                let edge = ParentEdge { distance: Some(Real(distance)), ..ParentEdge::new(NEW, relation) };
-                moves.push(Move { child, from, to: vec![edge], follow: false });
-            }
-        }
-        Ok(moves)
-    }
-
-    /// Stored versions that turn out to be merges in which the new one took part; their members that hung on them find
-    /// another parent.
-    fn merges_with_new(&mut self) -> Result<Vec<Move>, RepoError> {
-        let mut moves: Vec<Move> = Vec::new();
-        let simple = self.simple_hits();
-        for target in self.hits.clone().iter().take(MERGES) {
-            let Some(from) = self.movable(target)? else { continue };
-            let members = mix::members_of(target, &simple, &self.versions, &self.searched);
-            if members.is_empty() {
-                continue;
-            }
-            let edge = |(id, c): &(Option<Id>, f64)| {
-                let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
-                ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
-            };
-            for member in members.iter().filter_map(|(id, _)| *id) {
-                moves.extend(self.away_from(&member, target, &simple)?);
-            }
-            moves.push(Move { child: target.id, from, to: members.iter().map(edge).collect(), follow: false });
-        }
-        Ok(moves)
-    }
-
-    /// Whether what a version comes from was told by its content alone, and if so, from what.
-    fn movable(&mut self, hit: &Hit) -> Result<Option<Option<Id>>, RepoError> {
-        if let Some((from, _)) = self.guessed(hit)? {
-            return Ok(Some(Some(from)));
-        }
-        let root = self.above(&hit.id)?.is_some_and(|a| a.parents.is_empty() && a.previous.is_none());
-        Ok((root && self.repo.record(&hit.id)?.origin.is_some()).then_some(None))
-    }
-
-    /// The near versions that are no merges.
-    fn simple_hits(&self) -> Vec<Hit> {
-        self.hits.iter().filter(|h| !self.is_mixed(&h.id)).cloned().collect()
-    }
-
-    fn is_mixed(&self, id: &Id) -> bool {
-        matches!(self.asked.get(id), Some(Some(above)) if above.parents.len() > 1)
-    }
-
-    /// A member of a merge that hung on it: to the nearest of the others that does not come from it.
-    fn away_from(&mut self, member: &Id, merge: &Hit, simple: &[Hit]) -> Result<Option<Move>, RepoError> {
-        let Some(hit) = self.hits.iter().find(|h| h.id == *member).cloned() else { return Ok(None) };
-        let Some((from, _)) = self.guessed(&hit)?.filter(|(from, _)| *from == merge.id) else { return Ok(None) };
-        let ups = self.ups()?;
-        let apart = |h: &&Hit| Some((h.id, search::apart(&self.versions[hit.seq], &self.versions[h.seq])?));
-        let others = simple.iter().filter(|h| h.id != merge.id && h.id != hit.id);
-        let others = others.filter(|h| !moves::is_below(h.id, &HashSet::from([hit.id, merge.id]), &ups));
-        let mut others: Vec<(Id, f64)> = others.filter_map(|h| apart(&h)).collect();
-        others.sort_by(|a, b| a.1.total_cmp(&b.1));
-        // Of those equally near, the one with the fewest tensors: a base without a head.
-        let side = |id: &Id| self.repo.record(id).and_then(|r| Side::of_version(self.repo, &r));
-        let tensors = |o: &&(Id, f64)| side(&o.0).map_or(usize::MAX, |s| s.tensors.len());
-        let nearest = others.iter().take_while(|o| o.1 <= others[0].1 * (1.0 + moves::EQUAL));
-        let Some(&(to, far)) = nearest.min_by_key(tensors) else { return Ok(None) };
-        let edge =
-            ParentEdge { guess: true, distance: Some(Real(far.sqrt())), ..ParentEdge::new(to, Relation::Finetune) };
-        Ok(Some(Move { child: hit.id, from: Some(from), to: vec![edge], follow: false }))
-    }
-
-    /// The move of a guessed edge to the new version.
-    fn moved(&mut self, child: &Id) -> Result<Option<Move>, RepoError> {
-        let Some(hit) = self.hits.iter().find(|h| h.id == *child).cloned() else { return Ok(None) };
-        let (Some((from, _)), Some(a)) = (self.guessed(&hit)?, self.above(child)?) else { return Ok(None) };
-        let distance = Some(Real(hit.distance.sqrt()));
-        let relation = a.parents.first().map_or(Relation::Finetune, |(_, e)| e.relation);
-        let edge = ParentEdge { guess: is_symmetric(relation), distance, ..ParentEdge::new(NEW, relation) };
-        let follow = a.head.model == *self.new.model;
-        Ok(Some(Move { child: *child, from: Some(from), to: vec![edge], follow }))
-    }
-
     fn mix(&mut self, one: Id) -> Result<Option<mix::Mix>, RepoError> {
         let exact = self.trials.iter().any(|t| t.head.id == one && t.distance() == 0.0);
         if exact || self.hits.len() < 2 {
@@ -467,10 +345,14 @@ impl Finder<'_> {
             }
         }
         let mut all: Vec<&Trial> = self.trials.iter().filter(|t| is_kin(t)).collect();
-        all.sort_by(|a, b| a.distance().total_cmp(&b.distance()).then(a.head.seq.cmp(&b.head.seq)));
+        let own = face::shapes(&self.side);
+        // Of twins, a base rather than one with a head of its own.
+        let other = |t: &Trial| (face::differing(&own, &face::shapes(&t.side)), t.head.seq);
+        all.sort_by(|a, b| a.distance().total_cmp(&b.distance()).then_with(|| other(a).cmp(&other(b))));
         // A mix of mixes is rather one of what these were mixed from.
         let simple: Vec<&Trial> = all.iter().copied().filter(|t| !self.is_mixed(&t.head.id)).collect();
-        Ok(mix::fit(&simple, &self.mine).or_else(|| mix::fit(&all, &self.mine)))
+        let found = mix::fit(&simple, &self.mine).or_else(|| mix::fit(&all, &self.mine));
+        Ok(found.filter(|m| !m.is_beyond()))
     }
 
     fn several(&mut self, mix: &mix::Mix) -> Result<Found, RepoError> {
@@ -542,18 +424,6 @@ impl Finder<'_> {
     fn fits_adapter(&self) -> bool {
         self.side.tensors.iter().any(|t| t.name.to_lowercase().contains("lora") || t.name.contains("adapter"))
             || self.new.files.iter().any(|f| f.name == "adapter_config.json")
-    }
-
-    /// The one parent or predecessor of a version that only its content suggested, and how far it is away.
-    fn guessed(&mut self, hit: &Hit) -> Result<Option<(Id, f64)>, RepoError> {
-        let Some(a) = self.above(&hit.id)? else { return Ok(None) };
-        let from = match (&a.parents[..], &a.previous) {
-            ([(h, edge)], _) if edge.distance.is_some() => h.id,
-            ([], Some(previous)) if a.head.guess => previous.id,
-            _ => return Ok(None),
-        };
-        let Some(parent) = self.versions.iter().find(|v| v.id == from) else { return Ok(None) };
-        Ok(search::apart(&self.versions[hit.seq], parent).map(|apart| (from, apart)))
     }
 }
 

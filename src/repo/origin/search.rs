@@ -58,7 +58,11 @@ pub fn index(
 fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
     let side = repo.record(id).and_then(|record| Side::of_version(repo, &record));
     match side {
-        Ok(side) => VersionSketch { id: *id, lanes: lanes_of(&side), tensors: window::sketches(&side) },
+        Ok(side) => VersionSketch {
+            id: *id,
+            lanes: lanes_of(&side),
+            tensors: window::sketched(&side).into_iter().map(|w| w.sketch).collect(),
+        },
         Err(e) => {
             log::warn!("version {id} is not searched: {e}");
             VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
@@ -122,19 +126,29 @@ fn hit(
     Some(Hit { seq, id: version.id, distance, mismatches, common, matched })
 }
 
-/// Are all values ones that a 16-bit float has?
+/// The narrowest float that has all these values.
+pub fn narrowest<'a>(values: impl Iterator<Item = &'a [f32]> + Clone) -> Number {
+    let fits = |to: Number| values.clone().flatten().all(|v| rounded(to, *v) == *v);
+    [Number::Bf16, Number::F16].into_iter().find(|n| fits(*n)).unwrap_or(Number::F32)
+}
+
 fn is_coarse(version: &VersionSketch) -> bool {
-    let coarse = |v: &f32| rounded(Number::Bf16, *v) == *v || rounded(Number::F16, *v) == *v;
-    version.tensors.iter().all(|t| t.values.iter().all(coarse))
+    narrowest(version.tensors.iter().map(|t| &t.values[..])).width() < 4
+}
+
+/// Whole numbers: what was quantized.
+fn is_whole(version: &VersionSketch) -> bool {
+    version.tensors.iter().all(|t| t.values.iter().all(|v| v.fract() == 0.0))
 }
 
 /// The nearest, but of those that look all the same (heads on one trunk, renamed copies) only a few; and some of the
-/// nearest of the new version's own precision, which roundings hide among others.
+/// nearest of the new version's own precision, and of those that were quantized, which roundings hide among others.
 pub fn candidates(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights], most: usize) -> Vec<Id> {
     let coarse = mine.iter().all(|w| w.number.width() < 4);
     let alike: Vec<Hit> = hits.iter().filter(|h| is_coarse(&versions[h.seq]) == coarse).cloned().collect();
+    let whole: Vec<Hit> = hits.iter().filter(|h| is_whole(&versions[h.seq])).cloned().collect();
     let mut out = distinct(hits, most);
-    for id in distinct(&alike, most / 2) {
+    for id in distinct(&alike, most / 2).into_iter().chain(distinct(&whole, ALIKE)) {
         if !out.contains(&id) {
             out.push(id);
         }
@@ -189,15 +203,57 @@ fn apart_of(new: &Sketch, old: &Sketch) -> f64 {
     new.likeness(old).map_or(1.0, |l| 1.0 - l.correlation * l.correlation)
 }
 
-/// How far a stored version is from its parent by their sketches; what is zero in the parent alone counts.
-pub fn apart(child: &VersionSketch, parent: &VersionSketch) -> Option<f64> {
-    let near = |s: &Sketch| {
-        let i = most_like(s, parent.tensors.iter().enumerate())?;
-        let old = &parent.tensors[i];
-        let grown = s.values.iter().zip(&old.values).filter(|(a, b)| **a != 0.0 && **b == 0.0);
-        let all: f64 = s.values.iter().map(|v| (*v as f64).powi(2)).sum();
-        Some(apart_of(s, old) + grown.map(|(a, _)| (*a as f64).powi(2)).sum::<f64>() / all)
-    };
-    let found: Vec<f64> = child.tensors.iter().filter_map(near).collect();
-    (2 * found.len() > child.tensors.len()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MATRICES: usize = 8;
+    const SHAPE: [u64; 2] = [384, 384];
+
+    /// Values that look normal: a version's own, or its family's with a small step.
+    fn values(family: u64, version: u64) -> Vec<f32> {
+        let mut state = family * 2 + 1;
+        let next = move |seed: &mut u64| {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*seed >> 33) as f32 / (1u64 << 30) as f32 - 1.0
+        };
+        let mut step = version;
+        (0..sketch::WINDOW).map(|_| next(&mut state) + 0.01 * next(&mut step)).collect()
+    }
+
+    fn version(n: u64, families: u64) -> VersionSketch {
+        let tensor = |m: u64| Sketch::of_window(&SHAPE, &values(n % families + (m << 20), n * 1000 + m)).unwrap();
+        let tensors = (0..MATRICES as u64).map(tensor).collect();
+        VersionSketch { id: Id::of(&n.to_le_bytes()), lanes: [n as u32; LANES], tensors }
+    }
+
+    fn weights(family: u64) -> Vec<Weights> {
+        let one = |m: u64| {
+            let values = values(family + (m << 20), 7);
+            let sketch = Sketch::of_window(&SHAPE, &values).unwrap();
+            Weights { tensor: m as usize, id: Id::of(b""), number: Number::F32, shape: SHAPE.to_vec(), values, sketch }
+        };
+        (0..MATRICES as u64).map(one).collect()
+    }
+
+    #[test]
+    fn a_family_is_found_among_others() {
+        let all: Vec<VersionSketch> = (0..60).map(|n| version(n, 6)).collect();
+        let hits = search(&all, &[u32::MAX; LANES], &weights(4));
+        assert_eq!(hits.len(), 10);
+        assert!(hits.iter().all(|h| h.seq % 6 == 4 && h.matched.iter().flatten().count() == MATRICES));
+    }
+
+    /// By hand: cargo test --release --lib search -- --ignored --nocapture
+    #[test]
+    #[ignore = "prints figures"]
+    fn speed_among_ten_thousand() {
+        for (families, count) in [(100, 10_000), (1, 10_000)] {
+            let all: Vec<VersionSketch> = (0..count).map(|n| version(n, families)).collect();
+            let mine = weights(0);
+            let start = std::time::Instant::now();
+            let hits = search(&all, &[u32::MAX; LANES], &mine);
+            println!("{count} versions in {families} families: {} hits in {:?}", hits.len(), start.elapsed());
+        }
+    }
 }

@@ -34,7 +34,7 @@ pub enum Match {
 
 impl Match {
     /// The stored values, where there are any.
-    fn values<'a>(&'a self, new: &'a Weights) -> Option<&'a [f32]> {
+    pub fn values<'a>(&'a self, new: &'a Weights) -> Option<&'a [f32]> {
         match self {
             Match::Same => Some(&new.values),
             Match::Like(old) => Some(&old.values),
@@ -113,29 +113,14 @@ impl Trial {
         self.mean(|m| m.zeros)
     }
 
-    /// Mean square distances over the matrices that both trials match: from the new version to each, and between these.
-    pub fn triangle(&self, other: &Trial, mine: &[Weights]) -> [f64; 3] {
-        let (mut sums, mut n) = ([0.0; 3], 0);
-        for ((w, a), b) in mine.iter().zip(&self.matches).zip(&other.matches) {
-            if let (Some(a), Some(b)) = (a.values(w), b.values(w)) {
-                let pairs = [(&w.values[..], a), (&w.values, b), (a, b)];
-                sums.iter_mut().zip(pairs).for_each(|(sum, (x, y))| *sum += relative(x, y));
-                n += 1;
-            }
-        }
-        sums.map(|s| s / n.max(1) as f64)
-    }
-
-    /// Does this version have all tensors of the new one, and more? The shapes of those.
-    pub fn beyond(&self, new: &Side) -> Vec<&[u64]> {
-        let mine: HashSet<Id> = new.tensors.iter().map(|t| t.id).collect();
-        let more = self.side.tensors.iter().filter(|t| !mine.contains(&t.id) && t.shape.len() > 1);
-        if self.identical < 1.0 { vec![] } else { more.map(|t| &t.shape[..]).collect() }
-    }
-
     /// Matrices that another dimension tells from the new one's.
     pub fn resized(&self, mine: &[Weights]) -> usize {
         self.changed(mine).filter(|(w, o)| w.shape != o.shape).count()
+    }
+
+    /// Has it the same values wherever both have some?
+    pub fn is_twin(&self) -> bool {
+        self.distance() == 0.0 && self.mean(|m| m.new_zeros + m.old_zeros) == 0.0 && self.mean(|m| m.exact) == 1.0
     }
 
     /// Is a share of the values zero that was not?
@@ -154,15 +139,6 @@ impl Trial {
     pub fn changed<'a>(&'a self, mine: &'a [Weights]) -> impl Iterator<Item = (&'a Weights, &'a Weights)> {
         mine.iter().zip(&self.matches).filter_map(|(w, m)| if let Match::Like(t) = m { Some((w, &**t)) } else { None })
     }
-}
-
-/// Square of the distance, relative to the mean square of both.
-fn relative(x: &[f32], y: &[f32]) -> f64 {
-    let (far, all) = x.iter().zip(y).fold((0.0, 0.0), |(far, all), (a, b)| {
-        let (a, b) = (*a as f64, *b as f64);
-        (far + (a - b) * (a - b), all + a * a + b * b)
-    });
-    if all > 0.0 { 2.0 * far / all } else { 0.0 }
 }
 
 /// For each matrix of the new version, what it corresponds to: the same object; else what stands in its place among its

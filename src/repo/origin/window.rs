@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::super::RepoError;
 use super::super::diff::side::{Side, Tensor};
+use super::super::diff::text::natural;
 use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Sketch};
@@ -68,6 +69,9 @@ pub fn kinds(side: &Side) -> Vec<(u32, Vec<usize>)> {
     let matrices = of_rank(2);
     let all = if matrices.is_empty() { of_rank(1) } else { matrices };
     let mut kinds: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    // A file that was split has its tensors in another order.
+    let mut all = all;
+    all.sort_by_cached_key(|&i| natural(&side.tensors[i].name));
     for i in all {
         kinds.entry(sketch::class(&side.tensors[i].shape)).or_default().push(i);
     }
@@ -111,9 +115,15 @@ fn read(side: &Side, places: Vec<usize>) -> Vec<Weights> {
     places.into_par_iter().filter_map(|i| Weights::read(side, i)).collect()
 }
 
-/// Windows of some matrices of each kind.
+/// Windows of some matrices of each kind, those that are sketched among them.
 pub fn compared(side: &Side) -> Vec<Weights> {
-    read(side, picked(&kinds(side), COMPARED))
+    let mut places = picked(&kinds(side), COMPARED);
+    for place in picked(&large(side), SKETCHED) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    read(side, places)
 }
 
 /// Windows of all matrices of the kinds that are sketched: among them are those that the search looks for.
@@ -132,10 +142,10 @@ fn large(side: &Side) -> Vec<(u32, Vec<usize>)> {
     kinds
 }
 
-/// A few sketches that stand for a version.
-pub fn sketches(side: &Side) -> Vec<Sketch> {
+/// A few matrices whose sketches stand for a version.
+pub fn sketched(side: &Side) -> Vec<Weights> {
     let kinds = large(side);
-    let found = |most| -> Vec<Sketch> { read(side, picked(&kinds, most)).into_iter().map(|w| w.sketch).collect() };
+    let found = |most| read(side, picked(&kinds, most));
     let some = found(SKETCHED);
     // Where most of these were constant, others may not be.
     if 2 * some.len() > SKETCHED { some } else { found(8 * SKETCHED).into_iter().take(SKETCHED).collect() }
