@@ -32,6 +32,7 @@ fn inputs(b: &Bench) -> usize {
 }
 
 #[test]
+#[ignore = "has not been run yet"]
 fn nothing_is_lost_by_kill_9() {
     let b = Bench::new();
     let n = inputs(&b);
