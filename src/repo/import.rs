@@ -125,18 +125,18 @@ pub fn hash_draft(dir: &Path, progress: &dyn Progress) -> Result<Hashed, RepoErr
         }
     }
     progress.expect(walk::bytes(&found));
-    let files = found.iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Hashed { found, files })
+    let entries = found.into_iter().map(|f| hash_found(f, progress)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Hashed { entries })
 }
 
 impl Hashed {
     /// Whether a version has these very files.
     pub fn is_of(&self, record: &VersionRecord) -> bool {
-        let same = |(entry, (found, hashed)): (&FileEntry, (&Found, &Option<HashedFile>))| match hashed {
-            Some(h) => entry.kind == EntryKind::File && entry.path == h.name && entry.digest == h.digest,
-            None => entry.kind == EntryKind::Directory && entry.path == found.name(),
+        let same = |(theirs, mine): (&FileEntry, &Entry)| match mine {
+            Entry::File(h) => theirs.kind == EntryKind::File && theirs.path == h.name && theirs.digest == h.digest,
+            Entry::Directory(path) => theirs.kind == EntryKind::Directory && theirs.path == *path,
         };
-        record.files.len() == self.found.len() && record.files.iter().zip(self.found.iter().zip(&self.files)).all(same)
+        record.files.len() == self.entries.len() && record.files.iter().zip(&self.entries).all(same)
     }
 }
 
