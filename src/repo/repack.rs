@@ -193,7 +193,7 @@ fn stored_file(repo: &Arc<Repo>, entry: &FileEntry) -> Result<HashedFile, RepoEr
     }
     let piece = |(piece, e): (layout::Piece, &Extent)| {
         let values = repo.packs.object(&e.object)?.record.values.clone();
-        Ok(HashedPiece { piece, id: e.object, values })
+        Ok(HashedPiece { piece, id: e.object, values, made: None })
     };
     let pieces = pieces.into_iter().zip(&extents).map(piece).collect::<Result<Vec<_>, RepoError>>()?;
     let (name, source) = (entry.path.clone(), entry.path.clone().into());
@@ -215,7 +215,7 @@ fn smaller<'a>(
     let pieces: Vec<_> = pieces.filter(|(_, p)| !p.piece.dtype().is_empty() && seen.insert(p.id)).collect();
     let near = pair(repo, &candidates, &pieces)?;
     let mut todo: Vec<Todo> =
-        pieces.into_iter().zip(near).map(|((file, piece), near)| Todo { file, piece, near }).collect();
+        pieces.into_iter().zip(near).map(|((file, piece), near)| Todo { file, piece, near, made: None }).collect();
     // Nothing of this step is built on anything else of it.
     let apart = |id: &Id| web.needs(id, 0).is_some_and(|needs| needs.keys().all(|of| !seen.contains(of)));
     todo.iter_mut().for_each(|t| t.near.retain(|n| apart(&n.object.id())));

@@ -196,7 +196,7 @@ pub fn heal(repo: &Arc<Repo>, mut wanted: Wanted, from: &Path, progress: &dyn Pr
     for file in &files {
         for piece in &file.pieces {
             if wanted.objects.remove(&piece.id) {
-                todo.push(Todo { file, piece, near: vec![] });
+                todo.push(Todo { file, piece, near: vec![], made: None });
             }
         }
     }
@@ -265,7 +265,7 @@ fn whole_piece(other: &Repo, id: &Id, offset: u64) -> Option<HashedPiece> {
         true => What::Blob,
         false => What::Tensor { name: String::new(), dtype: r.dtype.clone(), shape: r.shape.clone() },
     };
-    Some(HashedPiece { piece: Piece { offset, length: r.length, what }, id: *id, values: r.values.clone() })
+    Some(HashedPiece { piece: Piece { offset, length: r.length, what }, id: *id, values: r.values.clone(), made: None })
 }
 
 /// All files below a directory, hashed; those that cannot be are left out.
