@@ -39,7 +39,9 @@ pub enum Event {
         parents: Vec<ParentEdge>,
     },
     /// A settled version is from now on as final as any other.
-    Seal { id: Id },
+    Seal {
+        id: Id,
+    },
     /// The version is gone; its name is not used again, unless it was a settled one's.
     Remove {
         model: ModelName,

@@ -135,6 +135,7 @@ impl Hashed {
         let same = |(theirs, mine): (&FileEntry, &Entry)| match mine {
             Entry::File(h) => theirs.kind == EntryKind::File && theirs.path == h.name && theirs.digest == h.digest,
             Entry::Directory(path) => theirs.kind == EntryKind::Directory && theirs.path == *path,
+            Entry::Stored(e) => theirs == e,
         };
         record.files.len() == self.entries.len() && record.files.iter().zip(&self.entries).all(same)
     }
