@@ -187,8 +187,8 @@ impl Engine {
         }
         let id = *id;
         let moved = self.moved(&event, id, moves)?;
-        let at = Some(Timestamp::now());
-        let gone = replaced.map(|h| Event::Remove { model: h.model, version: h.version, id: h.id, at });
+        // What is replaced is not taken back by `undo`.
+        let gone = replaced.map(|h| Event::Remove { model: h.model, version: h.version, id: h.id, at: None });
         self.commit(&mut journal, gone.into_iter().chain([event]).chain(moved).chain(more).collect())?;
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
     }
