@@ -78,7 +78,7 @@ need_fuse() {
 # python_env: Debian's torch (CPU only, so no gigabytes of CUDA) under a virtual environment with the rest.
 python_env() {
     need python3-venv python3-torch
-    local wanted=('transformers==4.44.2' 'safetensors==0.8.0' 'numpy<2') stamp
+    local wanted=('transformers==4.44.2' 'safetensors==0.8.0' 'numpy<2' 'accelerate==0.34.2') stamp
     stamp="${wanted[*]} $(/usr/bin/python3 --version)"
     mkdir -p "$CACHE"
     # shellcheck disable=SC2016 # the inner shell expands it

@@ -43,3 +43,4 @@ fi
 build_release
 get_models
 "$PYTHON" tests/frameworks/run.py "$MGIT" "$MODELS"
+"$PYTHON" tests/frameworks/saving.py "$MGIT" "$MODELS"
