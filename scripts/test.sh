@@ -42,5 +42,5 @@ if ! fuse_usable; then
 fi
 build_release
 get_models
-"$PYTHON" tests/frameworks/run.py "$MGIT" "$MODELS"
 "$PYTHON" tests/frameworks/saving.py "$MGIT" "$MODELS"
+"$PYTHON" tests/frameworks/run.py "$MGIT" "$MODELS"
