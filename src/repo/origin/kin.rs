@@ -163,22 +163,38 @@ impl Finder<'_> {
         let faces = self.faces(|_| true);
         let mut out: Vec<Move> = Vec::new();
         for m in merges.iter().filter(|m| m.to.len() > 1) {
-            ups.insert(m.child, m.to.iter().map(|e| e.id).collect());
+            let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
+            for id in self.origins_below(m, &faces)? {
+                let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
+                let up: Vec<Id> = old.iter().copied().filter(|up| !tree::is_below(*up, id, above)).take(1).collect();
+                out.push(freed(id, m.child, &up));
+                ups.insert(id, up);
+            }
             while let Some(top) = self.top_of_circle(m.child, &ups)? {
                 let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
                 let apart = |id: Id| faces.get(&id)?.apart(faces.get(&top)?).0[0].map(|p| (id, p.weight));
                 let others = self.hits.iter().map(|h| h.id).filter(|id| !tree::is_below(*id, top, above));
                 let nearest = others.filter_map(apart).min_by(|a, b| a.1.total_cmp(&b.1));
                 let up: Vec<Id> = nearest.into_iter().map(|(id, _)| id).collect();
-                let edge = |id: &Id| ParentEdge {
-                    guess: true,
-                    distance: Some(Real(0.0)),
-                    ..ParentEdge::new(*id, Relation::Finetune)
-                };
-                out.push(Move { child: top, from: vec![m.child], to: up.iter().map(edge).collect(), follow: false });
+                out.push(freed(top, m.child, &up));
                 let others = ups.entry(top).or_default();
                 others.retain(|id| *id != m.child);
                 others.extend(up);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Versions that hang on a merge, though its members go different ways from them: they came before it.
+    fn origins_below(&mut self, merge: &Move, faces: &HashMap<Id, Face>) -> Result<Vec<Id>, RepoError> {
+        let new = self.new_face();
+        let face = |id: &Id| if *id == NEW { Some(&new) } else { faces.get(id) };
+        let members: Vec<&Face> = merge.to.iter().filter_map(|e| face(&e.id)).collect();
+        let mut out = Vec::new();
+        for id in self.hits.iter().map(|h| h.id).collect::<Vec<_>>() {
+            let hangs = self.guessed(&id)?.is_some_and(|from| from[..] == [merge.child]);
+            if hangs && !merge.to.iter().any(|e| e.id == id) && face(&id).is_some_and(|f| is_origin(f, &members)) {
+                out.push(id);
             }
         }
         Ok(out)
@@ -307,6 +323,15 @@ impl Finder<'_> {
 fn mixed_from((id, c): &(Option<Id>, f64)) -> ParentEdge {
     let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
     ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
+}
+
+/// The move of a version from a merge to what it hangs on now, if there is something.
+fn freed(child: Id, merge: Id, up: &[Id]) -> Move {
+    let edge = |id: &Id| {
+        let edge = ParentEdge::new(*id, Relation::Finetune);
+        ParentEdge { guess: true, distance: Some(Real(0.0)), ..edge }
+    };
+    Move { child, from: vec![merge], to: up.iter().map(edge).collect(), follow: false }
 }
 
 /// Do the members of a merge go different ways from `x`?

@@ -325,10 +325,12 @@ mod tests {
     use crate::model::sketch;
 
     const SHAPE: [u64; 2] = [64, 64];
+    const MATRICES: usize = 8;
+    const SIZE: usize = sketch::WINDOW as usize;
 
     fn noise(seed: u64) -> Vec<f64> {
         let at = |i: u64| Id::of(&[seed.to_le_bytes(), i.to_le_bytes()].concat()).0;
-        (0..sketch::WINDOW)
+        (0..(MATRICES * SIZE) as u64)
             .map(|i| u32::from_le_bytes(*at(i).first_chunk().unwrap()) as f64 / 2f64.powi(32) - 0.5)
             .collect()
     }
@@ -351,9 +353,14 @@ mod tests {
             Case { models: [vec![base], models].concat() }
         }
 
-        fn sketch(&self, model: usize, round: fn(f64) -> f32) -> Sketch {
-            let values: Vec<f32> = self.models[model].iter().map(|v| round(*v)).collect();
-            Sketch::of_window(&SHAPE, &values).unwrap()
+        fn matrices(&self, model: usize, round: fn(f64) -> f32) -> Vec<Weights> {
+            let one = |(tensor, part): (usize, &[f64])| {
+                let values: Vec<f32> = part.iter().map(|v| round(*v)).collect();
+                let sketch = Sketch::of_window(&SHAPE, &values).unwrap();
+                let number = narrowest([&values[..]].into_iter());
+                Weights { tensor, id: Id::of(b""), number, shape: SHAPE.to_vec(), values, sketch }
+            };
+            self.models[model].chunks(SIZE).enumerate().map(one).collect()
         }
 
         /// The stored ones that are suspected when `new` comes last, and their members.
@@ -362,13 +369,10 @@ mod tests {
             let version = |&m: &usize| VersionSketch {
                 id: Id([m as u8; 32]),
                 lanes: [m as u32; crate::store::sketches::LANES],
-                tensors: vec![self.sketch(m, round)],
+                tensors: self.matrices(m, round).into_iter().map(|w| w.sketch).collect(),
             };
             let versions: Vec<VersionSketch> = stored.iter().map(version).collect();
-            let values: Vec<f32> = self.models[new].iter().map(|v| round(*v)).collect();
-            let sketch = self.sketch(new, round);
-            let number = narrowest([&sketch.values[..]].into_iter());
-            let mine = [Weights { tensor: 0, id: Id::of(b""), number, shape: SHAPE.to_vec(), values, sketch }];
+            let mine = self.matrices(new, round);
             let hits = super::super::search::search(&versions, &[u32::MAX; crate::store::sketches::LANES], &mine);
             let suspects = suspects(&hits, &versions, &mine);
             let simple: Vec<Hit> = hits.iter().filter(|h| !suspects.iter().any(|s| s.id == h.id)).cloned().collect();

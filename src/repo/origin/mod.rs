@@ -288,7 +288,8 @@ impl Finder<'_> {
     fn excluded(&mut self, moves: &[Move]) -> Result<HashSet<Id>, RepoError> {
         let mut out = self.merges_around()?;
         let made: Vec<Id> = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
-        let ups = self.ups()?;
+        let mut ups = self.ups()?;
+        ups.extend(moves.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
         let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
         let below = |id: &Id| made.iter().any(|m| tree::is_below(*id, *m, above));
         out.extend(self.trials.iter().map(|t| t.head.id).filter(below));
