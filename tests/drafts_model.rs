@@ -139,7 +139,7 @@ impl Model {
             Op::Symlink(p, target) => self.make(p, Node::Symlink(*target)),
             Op::Link(a, b) => match self.get(a)? {
                 Node::File(at) => self.make(b, Node::File(at)),
-                _ => Err(libc::EPERM),
+                _ => self.directory(&b[..b.len() - 1]).and(Err(libc::EPERM)),
             },
         }
     }
