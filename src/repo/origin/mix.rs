@@ -158,7 +158,7 @@ pub fn suspects(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> V
 
 /// The share of a distance that a mix may leave for its roundings.
 fn unexplained(noise: f64, far: f64) -> f64 {
-    (ROUNDINGS * noise / far).min(ROUNDED).max(EXACT)
+    (ROUNDINGS * noise / far).clamp(EXACT, ROUNDED)
 }
 
 /// With a little on the diagonal, so that copies do no harm.
