@@ -159,8 +159,10 @@ impl Finder<'_> {
     /// What hangs on a version that turns out to be a merge of it, or of what hangs on it, hangs on the nearest of the
     /// others.
     pub(super) fn loosened(&mut self, merges: &[Move]) -> Result<Vec<Move>, RepoError> {
-        let mut ups = self.ups()?;
-        let faces = self.faces(|_| true);
+        if merges.is_empty() {
+            return Ok(vec![]);
+        }
+        let (mut ups, faces) = (self.ups()?, self.faces(|_| true));
         let mut out: Vec<Move> = Vec::new();
         for m in merges.iter().filter(|m| m.to.len() > 1) {
             let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
@@ -218,8 +220,8 @@ impl Finder<'_> {
     /// The near versions whose values can be compared.
     fn members(&mut self, known: &[Move]) -> Result<Vec<Member>, RepoError> {
         let new = self.new_face();
-        let mut faces = self.faces(is_kin);
-        faces.retain(|_, f| f.is_float());
+        let faces = self.faces(is_kin).into_iter().filter(|(_, f)| f.is_float());
+        let faces: HashMap<Id, Face> = faces.map(|(id, f)| (id, f.with_shapes(|| self.shapes(&id)))).collect();
         let mut members = Vec::new();
         for hit in self.hits.clone() {
             let Some(face) = faces.get(&hit.id) else { continue };
@@ -243,7 +245,7 @@ impl Finder<'_> {
         let trial = |h: &Hit| self.trials.iter().find(|t| t.head.id == h.id);
         let kept = self.hits.iter().filter(|h| trial(h).is_none_or(&keep));
         let face = |h: &Hit| Face::of_stored(h, &self.versions[h.seq], trial(h), &rows);
-        kept.map(|h| (h.id, face(h).with_shapes(|| self.shapes(&h.id)))).collect()
+        kept.map(|h| (h.id, face(h))).collect()
     }
 
     fn shapes(&self, id: &Id) -> Option<Vec<Vec<u64>>> {
@@ -261,6 +263,9 @@ impl Finder<'_> {
 
     /// Merges whose members go different ways from the new version: it is what they have in common, not one of their kind.
     pub(super) fn merges_around(&mut self) -> Result<HashSet<Id>, RepoError> {
+        if !self.asked.values().flatten().any(|a| a.parents.len() > 1) {
+            return Ok(HashSet::new());
+        }
         let (new, faces) = (self.new_face(), self.faces(|_| true));
         let mixed =
             self.asked.iter().filter_map(|(id, a)| Some((id, a.as_ref()?))).filter(|(_, a)| a.parents.len() > 1);
@@ -275,9 +280,9 @@ impl Finder<'_> {
     fn moved(&mut self, child: &Id, parent: Id, pair: Option<tree::Pair>) -> Result<Option<Move>, RepoError> {
         let (Some(from), Some(a)) = (self.guessed(child)?, self.above(child)?) else { return Ok(None) };
         let told = pair.filter(|p| p.way != Way::Either).map(|p| p.by);
-        let relation = match self.relation_with(child, &parent)? {
-            _ if told.is_some() => told.expect("some"),
-            Some(relation) if is_symmetric(relation) => relation,
+        let relation = match (told, self.relation_with(child, &parent)?) {
+            (Some(by), _) => by,
+            (None, Some(relation)) if is_symmetric(relation) => relation,
             _ => Relation::Finetune,
         };
         let distance = Some(Real(pair.map_or(0.0, |p| p.weight.sqrt())));
