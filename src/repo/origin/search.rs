@@ -48,7 +48,7 @@ pub fn index(
         progress.check()?;
         let made = some.par_iter().map(|id| sketch_of(repo, id)).collect();
         if let Err(e) = file.add(made) {
-            log::warn!("sketches are not kept: {e}");
+            log::info!("sketches are not kept: {e}");
         }
     }
     Ok(std::mem::take(&mut file.versions))
