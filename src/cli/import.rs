@@ -443,8 +443,10 @@ impl Place {
             return Ok(());
         }
         let found = origin::find(&repo, turn, &new, bar)?;
-        self.guess = found.previous.is_some();
+        // A member of a mix is one for sure.
+        self.guess = found.previous.is_none() || found.parents.is_empty();
         self.previous = found.previous.or(self.previous.take().filter(|_| !found.precedes));
+        self.guess &= self.previous.is_some();
         (self.parents, self.origin, self.moves) = (found.parents, Some(found.origin), found.moves);
         self.near = found.near;
         Ok(())

@@ -227,7 +227,8 @@ impl Engine {
         let Some(head) = self.catalog().by_id(&m.child)? else { return Ok(false) };
         let parents = self.catalog().parents(&m.child)?;
         Ok(match head.previous {
-            Some(previous) if parents.is_empty() => m.from == [previous] && head.guess,
+            Some(previous) if m.from == [previous] => head.guess && (parents.is_empty() || m.to.is_empty()),
+            Some(_) if parents.is_empty() => false,
             _ => {
                 parents.iter().map(|e| e.id).eq(m.from.iter().copied()) && parents.iter().all(|e| e.distance.is_some())
             }

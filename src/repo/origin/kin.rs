@@ -10,7 +10,7 @@ use super::face::{self, Face, Rows};
 use super::search::Hit;
 use super::tree::{self, Apart, Member, Up, Way};
 use super::trial::Trial;
-use super::{Finder, MAX_UPS, Move, NEW, mix};
+use super::{Above, Finder, MAX_UPS, Move, NEW, mix};
 use crate::model::id::Id;
 use crate::model::record::{ParentEdge, Real, Relation};
 
@@ -21,6 +21,7 @@ use super::super::diff::side::Side;
 const NONE: f64 = 1e-6;
 /// Steps that two versions took from a third one are told apart: their cosine is at most this.
 const APART: f64 = 0.2;
+
 impl Finder<'_> {
     /// Stored versions that were made from the new one, as their content shows. Those that have a parent that somebody
     /// named, or that is nearer, keep it.
@@ -139,8 +140,7 @@ impl Finder<'_> {
 
     /// The new version's parent, and the moves of those of its family that hang elsewhere now. `known`: moves that stand.
     pub(super) fn rehung(&mut self, known: &[Move], own: &[Id]) -> Result<(Option<Id>, Vec<Move>), RepoError> {
-        let mut ups = self.ups()?;
-        ups.extend(known.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
+        let mut ups = self.ups_after(known)?;
         ups.insert(NEW, own.to_vec());
         let members = self.members(known)?;
         let plan = tree::plan(&members, own, &ups);
@@ -157,45 +157,36 @@ impl Finder<'_> {
     }
 
     /// What hangs on a version that turns out to be a merge of it, or of what hangs on it, hangs on the nearest of the
-    /// others.
+    /// others: all are taken off, then put back by the shortest edges first.
     pub(super) fn loosened(&mut self, merges: &[Move]) -> Result<Vec<Move>, RepoError> {
+        let merges: Vec<&Move> = merges.iter().filter(|m| m.to.len() > 1).collect();
         if merges.is_empty() {
             return Ok(vec![]);
         }
-        let (mut ups, faces) = (self.ups()?, self.faces(|_| true));
-        let mut out: Vec<Move> = Vec::new();
-        for m in merges.iter().filter(|m| m.to.len() > 1) {
-            let old = ups.insert(m.child, m.to.iter().map(|e| e.id).collect()).unwrap_or_default();
-            for id in self.origins_below(m, &faces)? {
-                let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
-                let up: Vec<Id> = old.iter().copied().filter(|up| !tree::is_below(*up, id, above)).take(1).collect();
-                out.push(freed(id, m.child, &up));
-                ups.insert(id, up);
-            }
+        let (mut ups, mut faces) = (self.ups()?, self.faces(|_| true));
+        faces.insert(NEW, self.new_face());
+        ups.extend(merges.iter().map(|m| tops_of(m)));
+        let mut loose: Vec<(Id, Id)> = Vec::new();
+        for m in &merges {
+            let mut found = self.origins_below(m, &faces)?;
+            found.iter().for_each(|id| ups.entry(*id).or_default().retain(|up| *up != m.child));
             while let Some(top) = self.top_of_circle(m.child, &ups)? {
-                let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
-                let apart = |id: Id| faces.get(&id)?.apart(faces.get(&top)?).0[0].map(|p| (id, p.weight));
-                let others = self.hits.iter().map(|h| h.id).filter(|id| !tree::is_below(*id, top, above));
-                let nearest = others.filter_map(apart).min_by(|a, b| a.1.total_cmp(&b.1));
-                let up: Vec<Id> = nearest.into_iter().map(|(id, _)| id).collect();
-                out.push(freed(top, m.child, &up));
-                let others = ups.entry(top).or_default();
-                others.retain(|id| *id != m.child);
-                others.extend(up);
+                ups.entry(top).or_default().retain(|up| *up != m.child);
+                found.push(top);
             }
+            loose.extend(found.into_iter().map(|id| (id, m.child)));
         }
-        Ok(out)
+        faces.retain(|id, _| !merges.iter().any(|m| m.child == *id));
+        Ok(put_back(loose, &faces, ups))
     }
 
     /// Versions that hang on a merge, though its members go different ways from them: they came before it.
     fn origins_below(&mut self, merge: &Move, faces: &HashMap<Id, Face>) -> Result<Vec<Id>, RepoError> {
-        let new = self.new_face();
-        let face = |id: &Id| if *id == NEW { Some(&new) } else { faces.get(id) };
-        let members: Vec<&Face> = merge.to.iter().filter_map(|e| face(&e.id)).collect();
+        let members: Vec<&Face> = merge.to.iter().filter_map(|e| faces.get(&e.id)).collect();
         let mut out = Vec::new();
         for id in self.hits.iter().map(|h| h.id).collect::<Vec<_>>() {
             let hangs = self.guessed(&id)?.is_some_and(|from| from[..] == [merge.child]);
-            if hangs && !merge.to.iter().any(|e| e.id == id) && face(&id).is_some_and(|f| is_origin(f, &members)) {
+            if hangs && !merge.to.iter().any(|e| e.id == id) && faces.get(&id).is_some_and(|f| is_origin(f, &members)) {
                 out.push(id);
             }
         }
@@ -307,17 +298,42 @@ impl Finder<'_> {
         Ok(back.or(now))
     }
 
-    /// What the near versions come from, as far as it takes a bounded number of questions.
-    pub(super) fn ups(&mut self) -> Result<HashMap<Id, Vec<Id>>, RepoError> {
+    /// Moves that take away the version edges by mere order of import that the other moves, and the new
+    /// version's edges, would close a circle with.
+    pub(super) fn yielding(&mut self, moves: &[Move], own: Vec<Id>) -> Result<Vec<Move>, RepoError> {
+        let mut ups = self.ups_after(moves)?;
+        ups.insert(NEW, own);
+        let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
+        let weak = self.asked.values().flatten().filter(|a| is_weak(a));
+        let edges = weak.filter_map(|a| Some((a.head.id, a.previous.as_ref()?.id)));
+        let circle = edges.filter(|(id, previous)| tree::is_below(*previous, *id, above));
+        let mut out: Vec<Move> =
+            circle.map(|(child, up)| Move { child, from: vec![up], to: vec![], follow: false }).collect();
+        out.sort_by_key(|m| m.child);
+        Ok(out)
+    }
+
+    /// What the near versions come from once the moves are made.
+    pub(super) fn ups_after(&mut self, moves: &[Move]) -> Result<HashMap<Id, Vec<Id>>, RepoError> {
+        let mut ups = self.ups()?;
+        ups.extend(moves.iter().map(tops_of));
+        Ok(ups)
+    }
+
+    /// What the near versions come from, as far as it takes a bounded number of questions; mere order of import is no
+    /// evidence.
+    fn ups(&mut self) -> Result<HashMap<Id, Vec<Id>>, RepoError> {
         let mut todo: Vec<Id> = self.hits.iter().map(|h| h.id).chain(self.trials.iter().map(|t| t.head.id)).collect();
         let mut ups = HashMap::new();
         while let Some(id) = todo.pop() {
             if ups.contains_key(&id) || ups.len() >= MAX_UPS {
                 continue;
             }
-            let above = self.above(&id)?;
-            let up = above.map(|a| a.parents.iter().map(|(h, _)| h.id).chain(a.previous.map(|h| h.id)).collect());
-            let up: Vec<Id> = up.unwrap_or_default();
+            let mut up: Vec<Id> = Vec::new();
+            if let Some(a) = self.above(&id)? {
+                let previous = a.previous.as_ref().filter(|_| !is_weak(&a));
+                up.extend(a.parents.iter().map(|(h, _)| h.id).chain(previous.map(|h| h.id)));
+            }
             todo.extend(&up);
             ups.insert(id, up);
         }
@@ -325,18 +341,47 @@ impl Finder<'_> {
     }
 }
 
+/// Is its version edge there by mere order of import? Its content spoke for others.
+fn is_weak(a: &Above) -> bool {
+    a.head.guess && !a.parents.is_empty()
+}
+
 fn mixed_from((id, c): &(Option<Id>, f64)) -> ParentEdge {
     let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
     ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
 }
 
-/// The move of a version from a merge to what it hangs on now, if there is something.
-fn freed(child: Id, merge: Id, up: &[Id]) -> Move {
-    let edge = |id: &Id| {
-        let edge = ParentEdge::new(*id, Relation::Finetune);
-        ParentEdge { guess: true, distance: Some(Real(0.0)), ..edge }
+/// Moves of versions from the merges that they hung on to the nearest of those that do not come from them, if there is one.
+fn put_back(mut loose: Vec<(Id, Id)>, faces: &HashMap<Id, Face>, mut ups: HashMap<Id, Vec<Id>>) -> Vec<Move> {
+    // What was made from it is no parent, and of a prune only the largest weights are compared.
+    let pair = |a: &Face, b: &Face| a.apart(b).0[0].filter(|p| p.way == Way::Either);
+    let of = |id: &Id| {
+        let (id, mine) = (*id, faces.get(id));
+        faces.iter().filter_map(move |(other, face)| Some((id, *other, pair(face, mine?)?)))
     };
-    Move { child, from: vec![merge], to: up.iter().map(edge).collect(), follow: false }
+    let mut pairs: Vec<(Id, Id, tree::Pair)> = loose.iter().flat_map(|(id, _)| of(id)).filter(|p| p.0 != p.1).collect();
+    pairs.sort_by(|a, b| a.2.weight.total_cmp(&b.2.weight).then_with(|| (a.0, a.1).cmp(&(b.0, b.1))));
+    let mut out = Vec::new();
+    loop {
+        let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
+        let is_loose = |id: &Id| loose.iter().position(|(l, _)| l == id);
+        let fits = |(id, up, pair): &(Id, Id, tree::Pair)| {
+            is_loose(id).filter(|_| !tree::is_below(*up, *id, above)).map(|i| (i, *up, *pair))
+        };
+        let Some((i, up, pair)) = pairs.iter().find_map(fits) else { break };
+        let (id, merge) = loose.swap_remove(i);
+        ups.entry(id).or_default().push(up);
+        let edge = ParentEdge::new(up, Relation::Finetune);
+        let edge = ParentEdge { guess: true, distance: Some(Real(pair.weight.sqrt())), ..edge };
+        out.push(Move { child: id, from: vec![merge], to: vec![edge], follow: false });
+    }
+    out.extend(loose.into_iter().map(|(child, merge)| Move { child, from: vec![merge], to: vec![], follow: false }));
+    out
+}
+
+/// A version and what it comes from when it has moved.
+fn tops_of(m: &Move) -> (Id, Vec<Id>) {
+    (m.child, m.to.iter().map(|e| e.id).collect())
 }
 
 /// Do the members of a merge go different ways from `x`?

@@ -206,6 +206,8 @@ impl Finder<'_> {
         };
         found.near = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
         found.near.sort_unstable();
+        let own = found.parents.iter().map(|(h, _)| h.id).chain(found.previous.as_ref().map(|h| h.id)).collect();
+        moves.splice(0..0, self.yielding(&moves, own)?);
         found.precedes = self.precedes(&moves)?;
         found.moves = moves;
         Ok(found)
@@ -288,8 +290,7 @@ impl Finder<'_> {
     fn excluded(&mut self, moves: &[Move]) -> Result<HashSet<Id>, RepoError> {
         let mut out = self.merges_around()?;
         let made: Vec<Id> = moves.iter().filter(|m| m.to.iter().any(|e| e.id == NEW)).map(|m| m.child).collect();
-        let mut ups = self.ups()?;
-        ups.extend(moves.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
+        let ups = self.ups_after(moves)?;
         let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
         let below = |id: &Id| made.iter().any(|m| tree::is_below(*id, *m, above));
         out.extend(self.trials.iter().map(|t| t.head.id).filter(below));
@@ -299,8 +300,7 @@ impl Finder<'_> {
     /// Does the newest version of the new one's model come from it, or from what it took part in?
     fn precedes(&mut self, moves: &[Move]) -> Result<bool, RepoError> {
         let Some(newest) = self.newest()? else { return Ok(false) };
-        let mut ups = self.ups()?;
-        ups.extend(moves.iter().map(|m| (m.child, m.to.iter().map(|e| e.id).collect())));
+        let ups = self.ups_after(moves)?;
         Ok(tree::is_below(newest.id, NEW, |id: &Id| ups.get(id).cloned().unwrap_or_default()))
     }
 
