@@ -6,6 +6,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::lab::{Files, Lab, difference, stored_tree, write_tree};
 use common::{Noise, Tensor, base_tensors, safetensors, tuned_tensors};
@@ -14,6 +15,7 @@ use mgit::model::name::VersionRef;
 use mgit::model::record::Relation;
 use mgit::repo::engine::{Engine, label};
 use mgit::repo::fsck::fsck;
+use mgit::repo::gc::{Rules, collect};
 use mgit::repo::progress::Silent;
 use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::{Fault, SimDisk};
@@ -329,9 +331,9 @@ fn a_large_import_crashes_at_every_operation_and_at_every_sync() {
     let (first, syncs) = (probe.ops(), probe.syncs());
     let [done, _] = live(&i, &probe, std::slice::from_ref(&BIG), world.clone(), None, false);
     assert!(done.living.contains_key("tuned@v1"));
-    assert!(delta_in(&i, &probe, "tuned@v1"), "the import that is to be stopped holds no delta");
-    // Create, three appends, sync, rename, sync of the directory; append and sync of the journal.
+    // Sync of the journal; create, three appends, sync, rename, sync of the directory; append and sync of the journal.
     let (ops, syncs) = (probe.ops() - first, probe.syncs() - syncs);
+    assert!(delta_in(&i, &probe, "tuned@v1"), "the import that is to be stopped holds no delta");
     assert!(ops >= 9 && syncs >= 3, "{ops} operations, {syncs} syncs");
     let mut outcomes = BTreeSet::new();
     for at in 0..=ops {
@@ -509,4 +511,48 @@ fn a_full_disk_refuses_everything_and_harms_nothing() {
         sim.full_from(None);
         i.recover(&sim, None, &[&world, &world.after(&BIG)], &of);
     }
+}
+
+/// A removal that was written and not synced when its process died: gc frees what went only once it is durable.
+#[test]
+fn what_a_killed_process_wrote_is_durable_before_gc_acts_on_it() {
+    let i = Inputs::new();
+    let import = Step::Import { version: "a@v1", input: "small", parents: &[], previous: None };
+    for seed in 0..12 {
+        let sim = i.lab.create(seed);
+        let engine = i.open(&sim, None).unwrap();
+        i.take(&sim, &engine, &import).unwrap();
+        sim.crash_at(sim.ops() + 1);
+        assert!(engine.remove(&[reference("a@v1")]).is_err());
+        drop(engine);
+        let sim = sim.restart();
+        let engine = i.open(&sim, None).unwrap();
+        assert_eq!(engine.catalog().all().unwrap().len(), 0);
+        let rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 0 };
+        collect(&engine, &rules, &Silent).unwrap().unwrap();
+        assert_eq!(engine.repo.packs.pack_names().len(), 0);
+        drop(engine);
+        let engine = i.open(&sim.reboot(), None).unwrap();
+        assert_eq!(engine.catalog().all().unwrap().len(), 0, "{seed}");
+    }
+}
+
+/// gc goes pack by pack: stopped between, it leaves what is dead without its base.
+#[test]
+fn what_is_dead_and_lacks_its_base_is_no_finding() {
+    let i = Inputs::new();
+    let sim = i.lab.create(1);
+    let engine = i.open(&sim, None).unwrap();
+    let base = Step::Import { version: "base@v1", input: "base", parents: &[], previous: None };
+    let tuned = Step::Import { version: "tuned@v1", input: "tuned", parents: &["base@v1"], previous: None };
+    [base, tuned].iter().for_each(|step| i.take(&sim, &engine, step).unwrap());
+    let pack = engine.resolve(&reference("base@v1")).unwrap().pack;
+    sim.lose(&i.lab.repo_dir().join(format!("packs/{pack}.pack")));
+    let found = |engine: &Engine| {
+        engine.repo.refresh().unwrap();
+        fsck(&engine.repo, &engine.catalog().all().unwrap(), &Silent).unwrap().findings
+    };
+    assert!(found(&engine).iter().any(|f| f.kind == "unreadable" && f.what.contains("tuned@v1")));
+    engine.remove(&[reference("base@v1"), reference("tuned@v1")]).unwrap();
+    assert_eq!(found(&engine), []);
 }

@@ -239,6 +239,13 @@ fn what_cannot_be_healed_is_named_and_the_rest_stays() {
 fn a_lost_journal_is_made_from_the_version_records() {
     let b = shelf();
     b.ok(&["link", "tuned", "base", "--relation", "distill"]);
+    // Also where nothing is left that knows of it.
+    fs::remove_file(b.repo().join(LOG)).unwrap();
+    fs::remove_dir_all(b.repo().join("catalog")).unwrap();
+    for args in [&["ls"][..], &["gc"], &["import", b.path("in/base").to_str().unwrap(), "--as", "more"]] {
+        assert!(b.fails(args).contains("it is gone"), "{args:?}");
+    }
+    assert!(findings(&b, &[]).iter().all(|f| f.starts_with("journal: ")));
     fs::write(b.repo().join(LOG), b"").unwrap();
     assert!(b.fails(&["ls"]).contains("damaged"));
     let ran = b.run(&["fsck", "--repair", "--json"]);
@@ -250,6 +257,20 @@ fn a_lost_journal_is_made_from_the_version_records() {
     assert_eq!(b.json(&["show", "base"])["message"], "first");
     b.ok(&["verify", b.path("in/tuned").to_str().unwrap(), "tuned"]);
     b.ok(&["import", b.path("in/tuned").to_str().unwrap(), "--as", "more"]);
+}
+
+#[test]
+fn where_a_renaming_is_lost_nobody_loses_a_name() {
+    let b = shelf();
+    let from = fs::metadata(b.repo().join(LOG)).unwrap().len();
+    b.ok(&["mv", "base", "moved"]);
+    b.ok(&["import", b.path("in/tuned").to_str().unwrap(), "--as", "base"]);
+    change(&b.repo().join(LOG), |bytes| bytes[from as usize + 20] ^= 1);
+    assert!(b.fails(&["ls"]).contains("damaged"));
+    b.run(&["fsck", "--repair"]);
+    assert_eq!(findings(&b, &[]), [""; 0]);
+    b.ok(&["verify", b.path("in/base").to_str().unwrap(), "base@v1"]);
+    b.ok(&["verify", b.path("in/tuned").to_str().unwrap(), "base@v1-2"]);
 }
 
 #[test]

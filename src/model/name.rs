@@ -91,6 +91,12 @@ impl VersionName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A name that says that it is another of the same: `v1-2`.
+    pub fn with_suffix(&self, n: u64) -> VersionName {
+        let stem = self.0[..self.0.len().min(59)].trim_end_matches(['-', '.', '_']);
+        VersionName(format!("{stem}-{n}"))
+    }
 }
 
 impl FromStr for ModelName {

@@ -7,7 +7,6 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::origin::{Move, NEW};
@@ -65,14 +64,30 @@ impl Engine {
 
     /// As [`try_open`](Self::try_open), with a catalog of the caller's.
     pub fn with(repo: Arc<Repo>, catalog: Catalog, lock: RepoLock) -> Result<Engine, RepoError> {
-        let journal = Journal::open(repo.disk.clone(), &repo.dir.join("journal"))?;
-        let catalog = match catch_up(&catalog, &journal) {
+        let dir = repo.dir.join("journal");
+        if !repo.packs.versions().is_empty() && !Journal::exists(&*repo.disk, &dir)? {
+            return Err(StoreError::Damaged { what: format!("journal {}: it is gone", dir.display()) }.into());
+        }
+        let journal = Journal::open(repo.disk.clone(), &dir)?;
+        let caught_up = match journal.sync() {
+            Ok(()) => catch_up(&catalog, &journal),
+            Err(e) => {
+                // The catalog must not outlive what the journal says.
+                log::warn!("{e}: nothing is written to the catalog");
+                return Ok(Engine::of(temporary(&journal)?, repo, journal, lock));
+            }
+        };
+        let catalog = match caught_up {
             Err(e) if has_no_place(&e) => temporary(&journal)?,
             done => done.map(|()| catalog)?,
         };
+        Ok(Engine::of(catalog, repo, journal, lock))
+    }
+
+    fn of(catalog: Catalog, repo: Arc<Repo>, journal: Journal, lock: RepoLock) -> Engine {
         let journal = Mutex::new(journal);
         let catalog = RwLock::new(Arc::new(catalog));
-        Ok(Engine { repo, catalog, journal, listener: RwLock::new(None), _lock: lock })
+        Engine { repo, catalog, journal, listener: RwLock::new(None), _lock: lock }
     }
 
     pub fn on_change(&self, listener: Listener) {
@@ -258,7 +273,7 @@ impl Engine {
                 heads.push(head);
             }
         }
-        let at = Some(Timestamp::now());
+        let at = Some(self.repo.disk.now());
         let gone = |h: &Head| Event::Remove { model: h.model.clone(), version: h.version.clone(), id: h.id, at };
         self.commit(&mut journal, heads.iter().map(gone).collect())?;
         Ok(heads)
@@ -344,9 +359,11 @@ impl Engine {
         }
     }
 
-    /// What the journal says, whatever the catalog does.
+    /// What the journal durably says, whatever the catalog does.
     pub(super) fn replayed(&self) -> Result<Catalog, RepoError> {
-        temporary(&self.journal.lock().unwrap_or_else(|e| e.into_inner()))
+        let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        journal.sync()?;
+        temporary(&journal)
     }
 
     /// What the journal has, has happened: where the catalog's disk is full, one beside it answers from now on.

@@ -61,6 +61,8 @@ struct Broken {
     kind: &'static str,
     why: String,
     place: String,
+    /// What it is built on is in no pack.
+    baseless: bool,
 }
 
 /// Checks all packs and the given living versions.
@@ -126,7 +128,14 @@ fn open_all(repo: &Repo, objects: &[Id], progress: &dyn Progress) -> Result<Vec<
         progress.stored(1);
         let e = repo.open_object(id).err().filter(|_| repo.packs.has_object(id))?;
         let place = repo.packs.pack_of_object(id).map_or(String::new(), |p| format!("packs/{p}.pack"));
-        Some(Broken { object: *id, block: None, kind: "unreadable", why: e.to_string(), place })
+        Some(Broken {
+            object: *id,
+            block: None,
+            kind: "unreadable",
+            why: e.to_string(),
+            place,
+            baseless: is_missing(&e),
+        })
     };
     progress.check()?;
     Ok(objects.par_iter().filter_map(open).collect())
@@ -153,7 +162,7 @@ fn pack_finding(d: crate::store::Finding, broken: &mut BTreeSet<Broken>, finding
     match d.of {
         Some((Kind::Object, object)) => {
             let kind = if d.block.is_some() { "block" } else { "object" };
-            broken.insert(Broken { object, block: d.block, kind, why: d.what, place });
+            broken.insert(Broken { object, block: d.block, kind, why: d.what, place, baseless: false });
         }
         Some((kind, id)) => {
             let what = format!("{} {id}: {}", kind.as_str(), d.what);
@@ -192,10 +201,13 @@ fn decode_object(
     known: &BTreeSet<Broken>,
     progress: &dyn Progress,
 ) -> (u64, Vec<Broken>) {
-    let broken = |block, kind, why| Broken { object: *id, block, kind, why, place: place.to_owned() };
+    let broken = |block, kind, why| Broken { object: *id, block, kind, why, place: place.to_owned(), baseless: false };
     let object = match repo.open_object(id) {
         Ok(object) => object,
-        Err(e) => return (0, vec![broken(None, "unreadable", e.to_string())]),
+        Err(e) => {
+            let baseless = is_missing(&e);
+            return (0, vec![Broken { baseless, ..broken(None, "unreadable", e.to_string()) }]);
+        }
     };
     let check = |i: u64| {
         let error = repo.block(&object, i).err();
@@ -239,10 +251,11 @@ fn check_version(repo: &Arc<Repo>, head: &Head, findings: &mut Vec<Finding>) {
 }
 
 fn missing_or<'a>(e: &RepoError, kind: &'a str) -> &'a str {
-    match e {
-        RepoError::Store(StoreError::Missing { .. }) => "missing",
-        _ => kind,
-    }
+    if is_missing(e) { "missing" } else { kind }
+}
+
+fn is_missing(e: &RepoError) -> bool {
+    matches!(e, RepoError::Store(StoreError::Missing { .. }))
 }
 
 /// Who needs each broken object: `tensor 'w' of a/b@v1 (model.safetensors)`.
@@ -258,7 +271,9 @@ fn name_broken(repo: &Arc<Repo>, living: &[Head], broken: BTreeSet<Broken>) -> V
         let what = format!("{block}object {}: {}; needed by {of}", b.object, b.why);
         Finding { kind: b.kind.to_owned(), what, place: b.place }
     };
-    broken.into_iter().map(finding).collect()
+    // What is dead may have lost its base: a crash within gc leaves it so, and the next gc goes on.
+    let left = |b: &Broken| b.baseless && !users.contains_key(&b.object);
+    broken.into_iter().filter(|b| !left(b)).map(finding).collect()
 }
 
 pub(super) fn find_users(repo: &Arc<Repo>, living: &[Head], wanted: &HashSet<Id>) -> BTreeMap<Id, BTreeSet<String>> {

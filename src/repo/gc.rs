@@ -85,7 +85,7 @@ fn freed(pack: &PackPlan) -> u64 {
 
 fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoError> {
     let repo = &*engine.repo;
-    let since = Timestamp::now().checked_sub(rules.grace).unwrap_or(Timestamp::MIN);
+    let since = repo.disk.now().checked_sub(rules.grace).unwrap_or(Timestamp::MIN);
     let live = Roots::of(repo, &engine.replayed()?, since).and_then(|roots| roots.live(repo));
     let live = live.map_err(|e| {
         RepoError::refused(format!(

@@ -7,8 +7,6 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use jiff::Timestamp;
-
 use super::choose::Source;
 use super::encode::{Tally, Todo, encode_all};
 use super::hash::{HashedFile, HashedPiece, hash_file};
@@ -167,7 +165,7 @@ pub fn prepare_merged(
     let tally = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
     let low_rank = spec.told && tally.is_low_rank();
-    let record = VersionRecord { merge: merge.cloned(), ..record_of(spec, hashed, low_rank) };
+    let record = VersionRecord { merge: merge.cloned(), ..record_of(repo, spec, hashed, low_rank) };
     Ok(Prepared { guess: spec.guess, ..seal(record, writer)? })
 }
 
@@ -269,7 +267,7 @@ fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) ->
     Ok(())
 }
 
-fn record_of(spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecord {
+fn record_of(repo: &Repo, spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecord {
     let edge = |p: &ParentEdge| match p.relation {
         Relation::Finetune if low_rank => ParentEdge { relation: Relation::Adapter, ..*p },
         _ => *p,
@@ -294,7 +292,7 @@ fn record_of(spec: &ImportSpec, hashed: &Hashed, low_rank: bool) -> VersionRecor
     VersionRecord {
         model: spec.model.clone(),
         version: spec.version.clone(),
-        created: Timestamp::now(),
+        created: repo.disk.now(),
         message: spec.message.clone(),
         previous: spec.previous,
         parents: spec.parents.iter().map(edge).collect(),

@@ -22,6 +22,7 @@ use crate::codec::Effort;
 use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::layout::{Piece, What};
+use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, VersionRecord};
 use crate::store::catalog::Catalog;
 use crate::store::journal::{Salvage, salvage, write_anew};
@@ -57,14 +58,11 @@ pub fn salvaged(repo: &Repo) -> Result<(Vec<Head>, Salvage), RepoError> {
 /// Writes the journal anew from what is left of it and, for commits that are lost, from the version records in the packs.
 pub fn journal(repo: &Repo, _lock: &RepoLock) -> Result<Mended, RepoError> {
     let (_, left) = salvaged(repo)?;
-    let mut known: HashSet<Id> = HashSet::new();
-    let mut names = HashSet::new();
-    for event in left.frames.iter().flatten() {
-        if let Event::Commit { id, model, version, .. } = event {
-            known.insert(*id);
-            names.insert((model.clone(), version.clone()));
-        }
-    }
+    let mut frames = left.frames;
+    let whole = frames.len();
+    let mut names = Names::default();
+    frames.iter_mut().for_each(|f| f.retain_mut(|event| names.take(event)));
+    let mut known: HashSet<Id> = names.committed.clone();
     let mut lost: Vec<(Id, VersionRecord)> = repo
         .packs
         .versions()
@@ -72,21 +70,69 @@ pub fn journal(repo: &Repo, _lock: &RepoLock) -> Result<Mended, RepoError> {
         .filter(|id| !known.contains(id))
         .filter(|id| Roots::of_version(repo, id).and_then(|roots| roots.live(repo)).is_ok())
         .filter_map(|id| Some((id, repo.record(&id).ok()?)))
-        .filter(|(_, r)| names.insert((r.model.clone(), r.version.clone())))
         .collect();
     lost.sort_by_key(|(id, r)| (r.created, *id));
     let mut mended = Mended::default();
     let bytes: u64 = left.lost.iter().map(|(from, to)| to - from).sum();
-    mended.lines.push(format!("journal: {} entries are whole, {bytes} bytes are lost", left.frames.len()));
-    let mut frames = left.frames;
+    mended.lines.push(format!("journal: {whole} entries are whole, {bytes} bytes are lost"));
     for (id, r) in lost {
-        mended.lines.push(format!("journal: {}@{} is back, as it was committed", r.model, r.version));
+        let committed = format!("{}@{}", r.model, r.version);
         known.insert(id);
-        frames.push(vec![commit_of(repo, id, r, &known)]);
+        let mut event = commit_of(repo, id, r, &known);
+        names.take(&mut event);
+        if let Event::Commit { model, version, .. } = &event {
+            let name = format!("{model}@{version}");
+            let is = if name == committed {
+                "as it was committed".to_owned()
+            } else {
+                format!("as {name}: its name is taken")
+            };
+            mended.lines.push(format!("journal: {committed} is back, {is}"));
+        }
+        frames.push(vec![event]);
     }
+    frames.retain(|f| !f.is_empty());
     write_anew(&*repo.disk, &repo.dir.join("journal"), &frames)?;
     Catalog::delete(&repo.dir.join("catalog"))?;
     Ok(mended)
+}
+
+/// Who has which name, so that nobody loses it where a renaming or a removal is lost.
+#[derive(Default)]
+struct Names {
+    of: HashMap<(ModelName, VersionName), Id>,
+    committed: HashSet<Id>,
+    removed: HashSet<Id>,
+}
+
+impl Names {
+    /// Gives a commit another name where its own is taken. `false` for what cannot happen without what is lost.
+    fn take(&mut self, event: &mut Event) -> bool {
+        match event {
+            Event::Commit { model, version, id, .. } if self.committed.insert(*id) => {
+                let wish = version.clone();
+                for n in 2.. {
+                    match self.of.get(&(model.clone(), version.clone())) {
+                        Some(other) if !self.removed.contains(other) => *version = wish.with_suffix(n),
+                        _ => break,
+                    }
+                }
+                self.of.insert((model.clone(), version.clone()), *id);
+                self.removed.remove(id); // It comes after its removal only where it was lost, and then lives.
+            }
+            Event::Remove { id, .. } => drop(self.removed.insert(*id)),
+            Event::Restore { id, .. } => drop(self.removed.remove(id)),
+            Event::Rename { from, to } => {
+                if self.of.keys().any(|(model, _)| model == to) {
+                    return false;
+                }
+                let moved = |((m, v), id)| ((if m == *from { to.clone() } else { m }, v), id);
+                self.of = std::mem::take(&mut self.of).into_iter().map(moved).collect();
+            }
+            _ => {}
+        }
+        true
+    }
 }
 
 /// The commit that a record tells of. Edges to what was never committed are left out.

@@ -3,15 +3,19 @@
 //!
 //! Files only grow at their end, or are cut ([`DiskFile::truncate`]); nothing is overwritten in place. Data
 //! are durable after [`DiskFile::sync`], a name (created, renamed, removed) after [`Disk::sync_dir`] of its
-//! directory, and not before. New files have mode 0600, directories 0700.
+//! directory, and not before. New files have mode 0600, directories 0700. Time and chance come from it too, so that what a
+//! test did can be repeated.
 //!
 //! It knows nothing of what the files hold. (sled, which holds only what follows from these files, does its
 //! own I/O.)
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
+
+use jiff::Timestamp;
 
 /// An open file. Its lock, if taken, is released when it is dropped.
 pub trait DiskFile: Send + Sync {
@@ -48,6 +52,14 @@ pub trait Disk: Send + Sync {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// What time it is.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+    /// For names that nobody else takes.
+    fn random(&self) -> u64 {
+        RandomState::new().build_hasher().finish()
+    }
 }
 
 /// The operating system's files.

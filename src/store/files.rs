@@ -36,11 +36,19 @@ impl Files {
         }
         let id = Id::of(bytes);
         if self.get(&id).is_ok() {
+            // Whoever put it may have died before its name was durable.
+            self.sync_names()?;
             return Ok(id);
         }
         ensure_dir(&*self.disk, &self.dir)?;
         write_whole(&*self.disk, &self.path(&id), bytes)?;
+        self.sync_names()?;
         Ok(id)
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        let above = self.dir.parent().expect("it lies below the journal");
+        [&*self.dir, above].into_iter().try_for_each(|dir| self.disk.sync_dir(dir).at(dir))
     }
 
     /// The bytes that hash to `id`.
@@ -89,6 +97,19 @@ mod tests {
                 (false, Err(e)) => assert!(matches!(e, StoreError::Missing { .. }), "{at}: {e}"),
             }
             assert_eq!(files(&after).put(b"train.py").unwrap(), id, "{at}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_put_is_durable_before_it_is_named() {
+        for seed in 0..60 {
+            let sim = SimDisk::new(seed);
+            ensure_dir(&sim, Path::new("/r/journal")).unwrap();
+            sim.crash_at(sim.ops() + seed / 6);
+            let _ = files(&sim).put(b"train.py");
+            let sim = sim.restart();
+            let id = files(&sim).put(b"train.py").unwrap();
+            assert_eq!(files(&sim.reboot()).get(&id).unwrap(), b"train.py", "{seed}");
         }
     }
 

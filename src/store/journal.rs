@@ -4,14 +4,15 @@
 //! doubled, swapped or changed frame breaks the chain. What follows the last whole frame is a crash's leftover
 //! if it can be one (the rest of one unacknowledged append): it is ignored, and cut off by the next append. It is damage
 //! if a reader knows an acknowledged position beyond it, or if whole frames can still be seen in it. So that the last
-//! frame, too, has one behind it, whoever lets go of the journal after an append leaves an empty one, which nobody waits
-//! for. Layout in `format.md`.
+//! frame, too, has one behind it, whoever lets go of the journal after an append, or after a crash left it so, leaves an empty
+//! one, which nobody waits for. Layout in `format.md`.
 //!
 //! [`salvage`] reads what is whole of a damaged journal.
 //!
 //! It doesn't know what events mean. One process appends at a time: whoever holds the repository's lock.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::check::{HEADER, check8, header, read_header};
@@ -25,6 +26,7 @@ const NAME: &str = "000001.log";
 const NUMBER: [u8; 8] = 1u64.to_le_bytes();
 /// Bytes of a frame before its payload.
 const FRAME: usize = 12;
+const FAILED_BEFORE: StoreError = StoreError::Misuse("the journal failed before: open it again");
 
 /// A place between two frames: where it is, and the check of the frame before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +41,8 @@ pub struct Journal {
     /// End of what is known to be whole.
     end: Mutex<Option<Position>>,
     poisoned: bool,
-    /// Nothing follows the last frame.
-    bare: bool,
+    /// Nothing follows the last frame, which holds events.
+    bare: AtomicBool,
     /// It lies where nothing can be written.
     read_only: bool,
 }
@@ -49,9 +51,13 @@ impl Drop for Journal {
     /// Behind the last frame comes an empty one: if that is seen, the frame was acknowledged.
     fn drop(&mut self) {
         let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let Some(end) = end.filter(|_| self.bare && !self.poisoned) else { return };
+        let Some(end) = end.filter(|_| *self.bare.get_mut() && !self.poisoned && !self.read_only) else { return };
         let mut frame = Vec::new();
         put_frame(&mut frame, end.chain, b"[]");
+        // Behind what a crash left it would not be seen.
+        if !self.file.len().is_ok_and(|len| len == end.offset) {
+            return;
+        }
         if self.file.append(&frame).is_err() {
             let _ = self.file.truncate(end.offset);
         }
@@ -214,28 +220,44 @@ fn events(payload: &[u8], what: &str) -> Result<Vec<Event>> {
 }
 
 impl Journal {
+    pub fn exists(disk: &dyn Disk, dir: &Path) -> Result<bool> {
+        let path = dir.join(NAME);
+        disk.exists(&path).at(&path)
+    }
+
     /// The journal in its directory; an empty one where there is none (then the caller holds the
     /// repository's lock).
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Journal> {
         let path = dir.join(NAME);
-        if !disk.exists(&path).at(&path)? {
+        if !Journal::exists(&*disk, dir)? {
             root::write_whole(&*disk, &path, &header(MAGIC, NUMBER))?;
         }
         let (file, read_only) = match disk.open_append(&path) {
             Err(e) if is_read_only(&e) => (disk.open(&path).at(&path)?, true),
             opened => (opened.at(&path)?, false),
         };
-        let journal = Journal { path, file, end: Mutex::new(None), poisoned: false, bare: false, read_only };
+        let journal =
+            Journal { path, file, end: Mutex::new(None), poisoned: false, bare: AtomicBool::new(false), read_only };
         let what = journal.what();
         let mut head = [0; HEADER];
         journal.file.read_at(&mut head, 0).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => StoreError::damaged(format!("{what}: its header")),
             _ => StoreError::Io { what: what.clone(), error },
         })?;
-        match read_header(MAGIC, &head, &what)? {
-            NUMBER => Ok(journal),
-            _ => Err(StoreError::damaged(format!("{what}: it is another log file"))),
+        if read_header(MAGIC, &head, &what)? != NUMBER {
+            return Err(StoreError::damaged(format!("{what}: it is another log file")));
         }
+        journal.sync_names(&*disk)?;
+        Ok(journal)
+    }
+
+    /// Whoever made the file may have died before its name was durable, or that of its directory.
+    fn sync_names(&self, disk: &dyn Disk) -> Result<()> {
+        if self.read_only || self.bytes()? > HEADER as u64 {
+            return Ok(());
+        }
+        let above = self.path.ancestors().skip(1).take(2).filter(|dir| !dir.as_os_str().is_empty());
+        above.into_iter().try_for_each(|dir| disk.sync_dir(dir).at(dir))
     }
 
     /// Every frame's events in order, each with the position after it: those after `from`, an acknowledged
@@ -251,8 +273,9 @@ impl Journal {
             let at = from.offset;
             StoreError::damaged(format!("{what}: what was acknowledged at {at} is gone or was changed"))
         };
-        let mut reached = from == start;
+        let (mut reached, mut bare) = (from == start, false);
         let end = walk(&bytes, start, &mut |payload, at| {
+            bare = payload.len() > 2;
             if !reached {
                 reached = at == from;
                 return if at.offset < from.offset || reached { Ok(()) } else { Err(gone()) };
@@ -267,7 +290,18 @@ impl Journal {
             return Err(gone());
         }
         *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.bare.fetch_or(bare, Ordering::Relaxed); // A crash left it so.
         Ok(end)
+    }
+
+    /// Makes what is there durable: whoever wrote its end, or cut it off, may have died or failed before that was. Comes
+    /// before anything is done that follows from what a replay says.
+    pub fn sync(&self) -> Result<()> {
+        match (self.poisoned, self.read_only) {
+            (true, _) => Err(FAILED_BEFORE),
+            (_, true) => Ok(()),
+            _ => self.file.sync().at(&self.path),
+        }
     }
 
     /// Adds one frame of events, all or none of which will have happened. Durable when it returns.
@@ -275,7 +309,7 @@ impl Journal {
     /// refuses all more, and reopening it tells.
     pub fn append(&mut self, events: &[Event]) -> Result<Position> {
         if self.poisoned {
-            return Err(StoreError::Misuse("the journal failed before: open it again"));
+            return Err(FAILED_BEFORE);
         }
         if self.read_only {
             return Err(std::io::Error::from_raw_os_error(libc::EROFS)).at(&self.path);
@@ -297,7 +331,7 @@ impl Journal {
         written.at(&self.path)?;
         let chain = check_of(&frame).expect("a frame has a check");
         let now = Position { offset: end.offset + frame.len() as u64, chain };
-        (self.end, self.bare) = (Mutex::new(Some(now)), true);
+        (self.end, self.bare) = (Mutex::new(Some(now)), AtomicBool::new(true));
         Ok(now)
     }
 
@@ -527,6 +561,46 @@ mod tests {
         assert!(journal.append(&[event(5)]).is_err());
         assert!(matches!(journal.append(&[event(6)]), Err(StoreError::Misuse(_))));
         open(&sim).unwrap().append(&[event(7)]).unwrap();
+    }
+
+    #[test]
+    fn what_a_crash_left_bare_gets_a_frame_behind_it() {
+        let (sim, at) = written(2);
+        let whole = sim.read(Path::new(LOG));
+        sim.write(Path::new(LOG), &whole[..at[2].offset as usize]);
+        let read = open(&sim).unwrap();
+        assert_eq!(all(&read, None).unwrap().0.len(), 2);
+        drop(read);
+        assert_eq!(sim.read(Path::new(LOG)), whole);
+    }
+
+    #[test]
+    fn what_a_killed_process_wrote_is_durable_before_it_counts() {
+        for seed in 0..40 {
+            let sim = disk(seed);
+            let mut journal = open(&sim).unwrap();
+            journal.append(&[event(1)]).unwrap();
+            sim.crash_at(sim.ops() + 1); // Within the append, before its sync.
+            assert!(journal.append(&[event(2)]).is_err());
+            let sim = sim.restart();
+            let next = open(&sim).unwrap();
+            next.sync().unwrap();
+            assert_eq!(all(&next, None).unwrap().0, [event(1), event(2)]);
+            let after = open(&sim.reboot()).unwrap();
+            assert_eq!(all(&after, None).unwrap().0, [event(1), event(2)], "{seed}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_journal_is_durable_before_its_first_frame() {
+        for seed in 0..40 {
+            let sim = disk(seed);
+            sim.crash_at(sim.ops() + 4); // When all but the name is durable.
+            assert!(open(&sim).is_err());
+            let sim = sim.restart();
+            open(&sim).unwrap().append(&[event(1)]).unwrap();
+            assert_eq!(all(&open(&sim.reboot()).unwrap(), None).unwrap().0, [event(1)], "{seed}");
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! It doesn't know what blocks decode to.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -370,7 +369,7 @@ const NAME_STEP: u64 = 1 << 40;
 
 /// A name that sorts before all that are there, as long as there are any.
 fn new_name(disk: &dyn Disk, dir: &Path) -> Result<[u8; 8]> {
-    let random = RandomState::new().build_hasher().finish();
+    let random = disk.random();
     let names = disk.list(dir).at(dir)?;
     let taken = names.iter().filter_map(|n| parse_name(n.split_once('.')?.0)).map(u64::from_be_bytes);
     let below = taken.min().and_then(|least| least.checked_sub(1 + random % NAME_STEP));

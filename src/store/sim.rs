@@ -15,11 +15,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
+
 use super::disk::{Disk, DiskFile};
 
 const SECTOR: usize = 512;
 
-/// How an operation fails.
+/// How an operation fails. What a sync that fails was asked for may be durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// EIO. Of an append, some prefix may be there.
@@ -53,6 +55,8 @@ struct State {
     durable: BTreeMap<PathBuf, Node>,
     pending: Vec<Change>,
     handles: u64,
+    /// Milliseconds since it was made; each look takes one.
+    time: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -300,8 +304,23 @@ impl SimDisk {
         let nodes = std::mem::take(&mut old.nodes);
         let settle = |data: Vec<u8>| Inode { stable: data.len(), durable: data.clone(), data, locks: vec![] };
         let nodes = nodes.iter().map(|n| settle(old.surviving_data(n))).collect();
-        let seed = old.random();
-        SimDisk::from(State { seed, nodes, durable: names.clone(), names, ..State::default() })
+        let (seed, time) = (old.random(), old.time);
+        SimDisk::from(State { seed, time, nodes, durable: names.clone(), names, ..State::default() })
+    }
+
+    /// The disk as it goes on when the process that used it is killed: all that was written is seen, also what is not
+    /// durable. Locks are released; this one fails every call from now on.
+    pub fn restart(&self) -> SimDisk {
+        let mut old = self.shared.lock();
+        let (seed, time, ops, syncs) = (old.random(), old.time, old.ops, old.syncs);
+        let mut next = State { seed, time, ops, syncs, ..State::default() };
+        next.nodes = std::mem::take(&mut old.nodes);
+        next.nodes.iter_mut().for_each(|n| n.locks.clear());
+        next.names = std::mem::take(&mut old.names);
+        next.durable = std::mem::take(&mut old.durable);
+        next.pending = std::mem::take(&mut old.pending);
+        old.crashed = true;
+        SimDisk::from(next)
     }
 
     /// All files, sorted.
@@ -416,6 +435,16 @@ impl Disk for SimDisk {
         state.alive()?;
         Ok(state.is_dir(path) || state.names.contains_key(path))
     }
+
+    fn now(&self) -> Timestamp {
+        let mut state = self.shared.lock();
+        state.time += 1;
+        Timestamp::from_millisecond(1_700_000_000_000 + state.time).expect("a time of this century")
+    }
+
+    fn random(&self) -> u64 {
+        self.shared.lock().random()
+    }
 }
 
 impl SimFile {
@@ -447,13 +476,17 @@ impl DiskFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.shared.lock();
-        state.begin()?;
+        state.alive()?;
+        let begun = state.begin();
+        if begun.is_err() && (state.crashed || state.random().is_multiple_of(2)) {
+            return begun;
+        }
         state.syncs += 1;
         let node = &mut state.nodes[self.node];
         node.durable.truncate(node.stable);
         node.durable.extend_from_slice(&node.data[node.stable..]);
         node.stable = node.data.len();
-        Ok(())
+        begun
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -532,6 +565,19 @@ mod tests {
         let there = |synced| (0..50).filter(|&s| !one_file(s, synced).reboot().files().is_empty()).count();
         assert_eq!(there(true), 50);
         assert!((1..50).contains(&there(false)));
+    }
+
+    #[test]
+    fn a_killed_process_takes_nothing_with_it() {
+        let disk = one_file(3, false);
+        let open = disk.open(Path::new("/f")).unwrap();
+        assert!(open.lock(true, false).unwrap());
+        let next = disk.restart();
+        assert!(open.len().is_err() && disk.list(Path::new("/")).is_err());
+        assert_eq!(next.read(Path::new("/f")).len(), 2700);
+        assert!(next.open(Path::new("/f")).unwrap().lock(true, false).unwrap());
+        let lost = (0..50).filter(|&s| one_file(s, false).restart().reboot().files().is_empty()).count();
+        assert!((1..50).contains(&lost));
     }
 
     #[test]

@@ -475,3 +475,26 @@ fn a_full_disk_leaves_no_pack() {
     sim.full_from(None);
     assert_eq!(sim.files(), before);
 }
+
+#[test]
+fn what_counts_is_durable_before_the_other_copy_goes() {
+    for seed in 0..40 {
+        let (sim, disk) = new_disk(seed);
+        let (dir, thing) = (Path::new(DIR), object(65, 5));
+        let seal = |disk: &Arc<dyn Disk>| {
+            let mut w = PackWriter::create_beside(disk.clone(), dir).unwrap();
+            put(&mut w, &thing).unwrap();
+            w.seal()
+        };
+        let old = seal(&disk).unwrap().name.clone();
+        sim.crash_at(sim.ops() + 4); // When all but the name of the second is durable.
+        assert!(seal(&disk).is_err());
+        let sim = sim.restart();
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        assert_eq!(packs(&disk).pack_names().len(), 2);
+        sim.crash_at(sim.ops() + 2); // Within the removal, when the old one is gone.
+        assert!(packs(&disk).remove(&[old]).is_err());
+        let disk: Arc<dyn Disk> = Arc::new(sim.reboot());
+        packs(&disk).object(&thing.0.id).unwrap();
+    }
+}
