@@ -86,7 +86,10 @@ fn decode_sketch(c: &mut Cursor) -> Result<Sketch, Malformed> {
 pub struct SketchFile {
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    pub versions: Vec<VersionSketch>,
+    bytes: Vec<u8>,
+    /// How many versions it holds, and the last of them.
+    pub count: usize,
+    pub last: Option<Id>,
 }
 
 impl SketchFile {
@@ -94,7 +97,8 @@ impl SketchFile {
         disk.exists(&root.join(SKETCHES)).unwrap_or(false)
     }
 
-    /// Below the repository at `root`; made if it is not there. Waits for another process that has it.
+    /// Below the repository at `root`; made if it is not there. Waits for another process that has it. A torn end is cut
+    /// off; what comes before is looked at by [`read`](Self::read).
     pub fn open(disk: &Arc<dyn Disk>, root: &Path) -> Result<SketchFile> {
         let path = root.join(SKETCHES);
         let file = match disk.create_new(&path) {
@@ -104,55 +108,89 @@ impl SketchFile {
         file.lock(true, true).at(&path)?;
         let mut bytes = vec![0; file.len().at(&path)? as usize];
         file.read_at(&mut bytes, 0).at(&path)?;
-        let (versions, good) = parse(&bytes);
-        if good < bytes.len() || good == 0 {
-            file.truncate(good as u64).at(&path)?;
+        let mut out = SketchFile { path, file, bytes, count: 0, last: None };
+        if !out.bytes.starts_with(MAGIC) {
+            out.file.truncate(0).at(&out.path)?;
+            out.file.append(MAGIC).at(&out.path)?;
+            out.bytes = MAGIC.to_vec();
         }
-        if good == 0 {
-            file.append(MAGIC).at(&path)?;
+        out.read_with(|whole, is_last| !is_last || whole.is_sound())?;
+        Ok(out)
+    }
+
+    /// All versions, up to the first that does not check out: that and what follows is cut off.
+    pub fn read(&mut self) -> Result<Vec<VersionSketch>> {
+        let mut versions = Vec::new();
+        self.read_with(|frame, _| frame.version().map(|v| versions.push(v)).is_some())?;
+        Ok(versions)
+    }
+
+    /// Keeps the frames from the first on that `is_good` says are (and whether each is the last).
+    fn read_with(&mut self, mut is_good: impl FnMut(&Frame, bool) -> bool) -> Result<()> {
+        let (mut at, mut count, mut last) = (MAGIC.len(), 0, None);
+        while let Some(frame) = Frame::at(&self.bytes[at..]) {
+            let end = at + frame.len();
+            if !is_good(&frame, end == self.bytes.len()) {
+                break;
+            }
+            (at, count, last) = (end, count + 1, frame.id());
         }
-        Ok(SketchFile { path, file, versions })
+        if at < self.bytes.len() {
+            self.file.truncate(at as u64).at(&self.path)?;
+            self.bytes.truncate(at);
+        }
+        (self.count, self.last) = (count, last);
+        Ok(())
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) -> Result<()> {
-        self.versions.clear();
+        (self.count, self.last) = (0, None);
+        self.bytes.truncate(MAGIC.len());
         self.file.truncate(MAGIC.len() as u64).at(&self.path)
     }
 
-    /// Adds versions at the end. In memory also when the disk does not take them.
-    pub fn add(&mut self, versions: Vec<VersionSketch>) -> Result<()> {
+    /// Adds versions at the end.
+    pub fn add(&mut self, versions: &[VersionSketch]) -> Result<()> {
         let mut out = Vec::new();
-        for v in &versions {
+        for v in versions {
             let payload = v.encode();
             out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
             out.extend_from_slice(&Id::of(&payload).0[..4]);
             out.extend_from_slice(&payload);
         }
-        self.versions.extend(versions);
         self.file.append(&out).at(&self.path)
     }
 }
 
-/// The versions, up to the first that does not check out, and where that begins.
-fn parse(bytes: &[u8]) -> (Vec<VersionSketch>, usize) {
-    let mut versions = Vec::new();
-    let mut at = MAGIC.len();
-    if !bytes.starts_with(MAGIC) {
-        return (versions, 0);
-    }
-    while let Some((v, len)) = parse_one(&bytes[at..]) {
-        versions.push(v);
-        at += len;
-    }
-    (versions, at)
+/// A version's bytes as they lie in the file.
+struct Frame<'a> {
+    check: &'a [u8],
+    payload: &'a [u8],
 }
 
-fn parse_one(bytes: &[u8]) -> Option<(VersionSketch, usize)> {
-    let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-    let payload = bytes.get(8..8 + len).filter(|_| len <= MAX_PAYLOAD)?;
-    let version = VersionSketch::decode(payload).ok().filter(|_| bytes[4..8] == Id::of(payload).0[..4])?;
-    Some((version, 8 + len))
+impl Frame<'_> {
+    fn at(bytes: &[u8]) -> Option<Frame<'_>> {
+        let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+        let payload = bytes.get(8..8 + len).filter(|_| len <= MAX_PAYLOAD)?;
+        Some(Frame { check: &bytes[4..8], payload })
+    }
+
+    fn len(&self) -> usize {
+        8 + self.payload.len()
+    }
+
+    fn id(&self) -> Option<Id> {
+        self.payload.first_chunk().map(|id| Id(*id))
+    }
+
+    fn is_sound(&self) -> bool {
+        *self.check == Id::of(self.payload).0[..4]
+    }
+
+    fn version(&self) -> Option<VersionSketch> {
+        VersionSketch::decode(self.payload).ok().filter(|_| self.is_sound())
+    }
 }
 
 #[cfg(test)]
@@ -177,16 +215,19 @@ mod tests {
         let root = Path::new("/r");
         super::super::create(&disk, root).unwrap();
         let all: Vec<_> = (0..5).map(version).collect();
-        SketchFile::open(&disk, root).unwrap().add(all.clone()).unwrap();
-        assert_eq!(SketchFile::open(&disk, root).unwrap().versions, all);
+        SketchFile::open(&disk, root).unwrap().add(&all).unwrap();
+        let mut file = SketchFile::open(&disk, root).unwrap();
+        assert_eq!((file.count, file.last), (5, Some(all[4].id)));
+        assert_eq!(file.read().unwrap(), all);
+        drop(file);
         let path = root.join(SKETCHES);
         let whole = sim.read(&path);
         for cut in 0..whole.len() {
             sim.write(&path, &whole[..cut]);
             let mut torn = SketchFile::open(&disk, root).unwrap();
-            let kept = torn.versions.len();
-            assert!(kept < 5 && torn.versions == all[..kept]);
-            torn.add(all[kept..].to_vec()).unwrap();
+            let kept = torn.count;
+            assert!(kept < 5 && torn.read().unwrap() == all[..kept] && torn.count == kept);
+            torn.add(&all[kept..]).unwrap();
             drop(torn);
             assert_eq!(sim.read(&path), whole, "cut at {cut}");
         }
@@ -194,13 +235,13 @@ mod tests {
             let mut bad = whole.clone();
             bad[at] ^= 1;
             sim.write(&path, &bad);
-            let found = SketchFile::open(&disk, root).unwrap().versions;
+            let found = SketchFile::open(&disk, root).unwrap().read().unwrap();
             assert!(found.len() < 5 && found == all[..found.len()]);
         }
         let mut file = SketchFile::open(&disk, root).unwrap();
         file.clear().unwrap();
         drop(file);
-        assert!(SketchFile::open(&disk, root).unwrap().versions.is_empty());
+        assert!(SketchFile::open(&disk, root).unwrap().read().unwrap().is_empty());
     }
 
     #[test]

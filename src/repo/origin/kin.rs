@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::decide::{backwards, is_kin, is_symmetric};
 use super::face::{self, Face, Rows};
-use super::search::Hit;
+use super::search::{Hit, is_whole};
 use super::tree::{self, Apart, Member, Up, Way};
 use super::trial::Trial;
 use super::{Above, Finder, MAX_UPS, Move, NEW, mix};
@@ -67,7 +67,7 @@ impl Finder<'_> {
 
     /// The one of fewest members among those that are not known.
     fn merge_with_new(&mut self, moves: &[Move]) -> Result<Option<Move>, RepoError> {
-        let near = self.hits.iter().take(mix::MAX_MEMBERS).cloned();
+        let near = self.hits.iter().take(mix::MAX_MEMBERS).filter(|h| !is_whole(&self.versions[h.seq])).cloned();
         let (mixed, simple): (Vec<Hit>, Vec<Hit>) = near.partition(|h| self.is_mix(&h.id, moves));
         let suspects = mix::suspects(&simple, &self.versions, &self.searched);
         // Two that may be mixes explain each other.
@@ -78,11 +78,23 @@ impl Finder<'_> {
             let Some(from) = self.questionable(&target.id, moves)? else { continue };
             let members = mix::members_of(target, &simple, &self.versions, &self.searched);
             if !members.is_empty() && best.as_ref().is_none_or(|b| members.len() < b.to.len()) {
-                let to = members.iter().map(mixed_from).collect();
+                let to = members.iter().map(|m| self.plain(&target.id, m)).collect();
                 best = Some(Move { child: target.id, from, to, follow: false });
             }
         }
         Ok(best)
+    }
+
+    /// The edge of a merge to a member: of twins, to the one whose other shapes are most like the merge's.
+    fn plain(&self, merge: &Id, (member, coefficient): &(Option<Id>, f64)) -> ParentEdge {
+        let hit = self.hits.iter().find(|h| Some(h.id) == *member);
+        let twins: Vec<&Hit> = self.hits.iter().filter(|h| hit.is_some_and(|m| m.distance == h.distance)).collect();
+        let own = (twins.len() > 1).then(|| self.shapes(merge)).flatten();
+        let differs = |h: &Hit| Some(face::differing(&self.shapes(&h.id)?, own.as_ref()?));
+        let other = |h: &&&Hit| (differs(h).unwrap_or(usize::MAX), h.seq);
+        let best = twins.iter().filter(|h| h.id != *merge && own.is_some()).min_by_key(other).map(|h| h.id);
+        let edge = ParentEdge::new(best.or(*member).unwrap_or(NEW), Relation::Merge);
+        ParentEdge { coefficient: Some(Real(*coefficient)), distance: Some(Real(0.0)), ..edge }
     }
 
     /// Merges whose members have the new version's weights, but are less like them otherwise: a head on a base that
@@ -344,11 +356,6 @@ impl Finder<'_> {
 /// Is its version edge there by mere order of import? Its content spoke for others.
 fn is_weak(a: &Above) -> bool {
     a.head.guess && !a.parents.is_empty()
-}
-
-fn mixed_from((id, c): &(Option<Id>, f64)) -> ParentEdge {
-    let edge = ParentEdge::new(id.unwrap_or(NEW), Relation::Merge);
-    ParentEdge { coefficient: Some(Real(*c)), distance: Some(Real(0.0)), ..edge }
 }
 
 /// Moves of versions from the merges that they hung on to the nearest of those that do not come from them, if there is one.

@@ -27,6 +27,8 @@ const LEAST: f64 = 0.01;
 const BEYOND: f64 = 1.05;
 /// Values that take part in the fit of windows.
 const FITTED: usize = 1 << 14;
+/// What is added to a scalar product of a version with itself, relative.
+const RIDGE: f64 = 1e-9;
 /// Roundings that a mix's arithmetic may have made.
 const ROUNDINGS: f64 = 3.0;
 
@@ -132,7 +134,7 @@ pub fn members_of(target: &Hit, hits: &[Hit], versions: &[VersionSketch], mine: 
 /// partial regression, Whittaker 1990).
 pub fn suspects(hits: &[Hit], versions: &[VersionSketch], mine: &[Weights]) -> Vec<Hit> {
     let table = Table { versions, mine, rows: common_rows(hits, mine.len()) };
-    let mut all: Vec<&Hit> = hits.iter().filter(|h| table.has_all(h)).collect();
+    let mut all: Vec<&Hit> = hits.iter().filter(|h| table.has_all(h) && h.distance > 0.0).collect();
     all.dedup_by_key(|h| h.distance.to_bits()); // Twins.
     if all.len() < 2 || table.rows.is_empty() {
         return vec![];
@@ -161,12 +163,11 @@ fn unexplained(noise: f64, far: f64) -> f64 {
     (ROUNDINGS * noise / far).clamp(EXACT, ROUNDED)
 }
 
-/// With a little on the diagonal, so that copies do no harm.
+/// With a little more on the diagonal, so that copies do no harm; of each its own share, for lengths differ much.
 fn scalar_products(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let mut out: Vec<Vec<f64>> = columns.iter().map(|a| columns.iter().map(|b| dot(a, b)).collect()).collect();
-    let trace: f64 = (0..out.len()).map(|i| out[i][i]).sum();
-    (0..out.len()).for_each(|i| out[i][i] += 1e-9 * trace / columns.len() as f64);
+    (0..out.len()).for_each(|i| out[i][i] *= 1.0 + RIDGE);
     out
 }
 

@@ -118,7 +118,7 @@ pub fn find(repo: &Arc<Repo>, ask: &mut dyn Ask, new: &New, progress: &dyn Progr
 
 /// Sketches what was committed, so that no later search has to.
 pub fn remember(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) {
-    if let Err(e) = search::index(repo, ask, progress) {
+    if let Err(e) = search::remember(repo, ask, progress) {
         log::warn!("the sketches are not up to date: {e}");
     }
 }

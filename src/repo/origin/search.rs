@@ -5,6 +5,7 @@
 //! two words, so a look at ten thousand versions takes milliseconds.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -25,37 +26,53 @@ const ALIKE: usize = 4;
 const STEP: usize = 64;
 
 /// The sketches of all versions, those that were missing made now.
-pub fn index(
-    repo: &std::sync::Arc<Repo>,
-    ask: &mut dyn Ask,
-    progress: &dyn Progress,
-) -> Result<Vec<VersionSketch>, RepoError> {
+pub fn index(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Result<Vec<VersionSketch>, RepoError> {
     if !SketchFile::exists(&repo.disk, &repo.dir) && ask.since(0)?.is_empty() {
         return Ok(vec![]);
     }
     let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
-    let mut ids = ask.since(file.versions.len().saturating_sub(1) as u64)?;
-    let last = file.versions.last().map(|v| v.id);
-    match (last, ids.first()) {
+    let mut versions = file.read()?;
+    complete(repo, ask, progress, &mut file, &mut versions)?;
+    Ok(versions)
+}
+
+/// Sketches what was committed since, without a look at the others.
+pub fn remember(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Result<(), RepoError> {
+    let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
+    complete(repo, ask, progress, &mut file, &mut vec![])
+}
+
+/// Adds those that are missing to the file and to `versions`.
+fn complete(
+    repo: &Arc<Repo>,
+    ask: &mut dyn Ask,
+    progress: &dyn Progress,
+    file: &mut SketchFile,
+    versions: &mut Vec<VersionSketch>,
+) -> Result<(), RepoError> {
+    let mut ids = ask.since(file.count.saturating_sub(1) as u64)?;
+    match (file.last, ids.first()) {
         (None, _) => {}
         (Some(last), Some(first)) if last == *first => drop(ids.remove(0)),
         _ => {
             file.clear()?;
+            versions.clear();
             ids = ask.since(0)?;
         }
     }
     for some in ids.chunks(STEP) {
         progress.check()?;
-        let made = some.par_iter().map(|id| sketch_of(repo, id)).collect();
-        if let Err(e) = file.add(made) {
+        let made: Vec<VersionSketch> = some.par_iter().map(|id| sketch_of(repo, id)).collect();
+        if let Err(e) = file.add(&made) {
             log::info!("sketches are not kept: {e}");
         }
+        versions.extend(made);
     }
-    Ok(std::mem::take(&mut file.versions))
+    Ok(())
 }
 
 /// One that cannot be read has no sketches.
-fn sketch_of(repo: &std::sync::Arc<Repo>, id: &Id) -> VersionSketch {
+fn sketch_of(repo: &Arc<Repo>, id: &Id) -> VersionSketch {
     let side = repo.record(id).and_then(|record| Side::of_version(repo, &record));
     match side {
         Ok(side) => VersionSketch {
@@ -137,7 +154,7 @@ fn is_coarse(version: &VersionSketch) -> bool {
 }
 
 /// Whole numbers: what was quantized.
-fn is_whole(version: &VersionSketch) -> bool {
+pub fn is_whole(version: &VersionSketch) -> bool {
     version.tensors.iter().all(|t| t.values.iter().all(|v| v.fract() == 0.0))
 }
 

@@ -4,7 +4,8 @@
 //! Steps of training are independent noise, so their squared lengths add up along the way from one version to another,
 //! and the true edges are the shortest that hold all together: a minimum spanning tree. It is kept as versions come in:
 //! the new one hangs on its own parent, and wherever its distance to a version is shorter than an edge on the circle that
-//! this would close, the longest such edge gives way. So only edges to the new version are ever made, but for those that
+//! this would close, the longest such edge gives way. Where it is near the root of another tree, it joins the two. So only
+//! edges to the new version are ever made, but for those that
 //! turn round when a chain hangs from its other end.
 //!
 //! Edges that somebody named, and those of merges, never change.
@@ -60,6 +61,11 @@ impl Apart {
         both.is_some_and(|(i, new, old)| new.weight + new.extra < KEEP[i] * old.weight + old.extra)
     }
 
+    /// By more than sketches.
+    fn is_tried(&self) -> bool {
+        self.0[1].is_some()
+    }
+
     /// The most precise.
     pub fn told(&self) -> Option<Pair> {
         self.0[1].or(self.0[0])
@@ -101,10 +107,12 @@ pub struct Plan {
 /// from now.
 pub fn plan(members: &[Member], parents: &[Id], ups: &HashMap<Id, Vec<Id>>) -> Plan {
     let above = |id: &Id| ups.get(id).cloned().unwrap_or_default();
-    let hangs = |m: &&Member| {
-        let guessed = matches!(m.up, Up::Guess(_)) && m.near.may_be_down() && m.near.is_shorter(&m.apart);
-        guessed && !parents.iter().any(|p| is_below(*p, m.id, above))
+    let gains = |m: &Member| match m.up {
+        Up::Guess(_) => m.near.is_shorter(&m.apart),
+        Up::Root => m.near.is_tried(),
+        Up::Fixed => false,
     };
+    let hangs = |m: &&Member| m.near.may_be_down() && gains(m) && !parents.iter().any(|p| is_below(*p, m.id, above));
     let hung: Vec<Id> = members.iter().filter(hangs).map(|m| m.id).collect();
     let [best] = parents else { return Plan { hung, ..Plan::default() } };
     let path = path(members, *best);
@@ -215,6 +223,15 @@ mod tests {
         // 1 to 2 to 3 with long way from 1 to 2; the new one is beyond 3, and near 1.
         let all = [root(1, 1.0), on(2, 3.0, 1, 4.0), on(3, 1.5, 2, 1.0)];
         assert_eq!(planned(&all, &[3]), (1, vec![3], vec![(2, 3)]));
+    }
+
+    #[test]
+    fn trees_that_were_apart_are_joined() {
+        let mut all = [root(1, 1.0), on(2, 2.0, 1, 1.0), root(3, 1.2), on(4, 2.5, 3, 1.0)];
+        assert_eq!(planned(&all, &[1]), (1, vec![3], vec![]));
+        assert_eq!(planned(&all, &[4]), (4, vec![1], vec![]));
+        all[2].near = Apart([all[2].near.told(), None]);
+        assert_eq!(planned(&all, &[1]), (1, vec![], vec![]), "sketches alone are not enough");
     }
 
     #[test]
