@@ -15,6 +15,7 @@ pub mod gate;
 pub mod journal;
 pub mod pack;
 pub mod packs;
+mod parallel;
 mod parity;
 pub mod plain;
 pub mod root;

@@ -22,7 +22,7 @@ use quick_cache::sync::Cache;
 use super::disk::{Disk, DiskFile};
 use super::pack::{Entry, FRAME, Kind, PackWriter, parse_name};
 use super::scan::{self, Finding, ScanItem};
-use super::{At, Result, StoreError, parity};
+use super::{At, Result, StoreError, parallel, parity};
 use crate::model::id::Id;
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
@@ -152,6 +152,13 @@ enum Loaded {
     Gone,
 }
 
+impl Loaded {
+    /// About how many objects it has.
+    fn objects(&self) -> usize {
+        if let Loaded::Index(_, entries, _) = self { entries.len() } else { 0 }
+    }
+}
+
 /// All packs of a repository.
 pub struct Packs {
     disk: Arc<dyn Disk>,
@@ -207,8 +214,9 @@ impl Packs {
             return self.reload(&names);
         }
         let new: Vec<_> = names.into_iter().filter(|n| !self.state().packs.contains_key(n)).collect();
-        let loaded: Vec<_> = new.iter().map(|n| self.load(n)).collect();
+        let loaded = parallel::map(&new, |n| self.load(n));
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.objects.reserve(loaded.iter().map(Loaded::objects).sum());
         loaded.into_iter().for_each(|l| state.add(l));
         self.moves.fetch_add(std::mem::take(&mut state.replaced) as u64, Ordering::Relaxed);
         Ok(())
@@ -221,7 +229,7 @@ impl Packs {
 
     fn reload(&self, names: &[String]) -> Result<()> {
         let mut state = State::default();
-        names.iter().for_each(|n| state.add(self.load(n)));
+        parallel::map(names, |n| self.load(n)).into_iter().for_each(|l| state.add(l));
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         self.moves.fetch_add(1, Ordering::Relaxed);
         self.files.clear();

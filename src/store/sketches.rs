@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile};
 use super::root::SKETCHES;
-use super::{At, Result};
+use super::{At, Result, parallel};
 use crate::model::id::Id;
 use crate::model::sketch::Sketch;
 use crate::model::wire::{Cursor, Malformed};
@@ -114,32 +114,30 @@ impl SketchFile {
             out.file.append(MAGIC).at(&out.path)?;
             out.bytes = MAGIC.to_vec();
         }
-        out.read_with(|whole, is_last| !is_last || whole.is_sound())?;
+        let whole = frames(&out.bytes).count();
+        let torn = frames(&out.bytes).last().is_some_and(|f| !f.is_sound());
+        out.keep(whole - torn as usize)?;
         Ok(out)
     }
 
     /// All versions, up to the first that does not check out: that and what follows is cut off.
     pub fn read(&mut self) -> Result<Vec<VersionSketch>> {
-        let mut versions = Vec::new();
-        self.read_with(|frame, _| frame.version().map(|v| versions.push(v)).is_some())?;
+        let frames: Vec<Frame> = frames(&self.bytes).collect();
+        let found = parallel::map(&frames, Frame::version);
+        let versions: Vec<VersionSketch> = found.into_iter().map_while(|v| v).collect();
+        self.keep(versions.len())?;
         Ok(versions)
     }
 
-    /// Keeps the frames from the first on that `is_good` says are (and whether each is the last).
-    fn read_with(&mut self, mut is_good: impl FnMut(&Frame, bool) -> bool) -> Result<()> {
-        let (mut at, mut count, mut last) = (MAGIC.len(), 0, None);
-        while let Some(frame) = Frame::at(&self.bytes[at..]) {
-            let end = at + frame.len();
-            if !is_good(&frame, end == self.bytes.len()) {
-                break;
-            }
-            (at, count, last) = (end, count + 1, frame.id());
-        }
-        if at < self.bytes.len() {
-            self.file.truncate(at as u64).at(&self.path)?;
-            self.bytes.truncate(at);
-        }
+    /// Cuts off what follows the first `count` frames.
+    fn keep(&mut self, count: usize) -> Result<()> {
+        let (mut end, mut last) = (MAGIC.len(), None);
+        frames(&self.bytes).take(count).for_each(|f| (end, last) = (end + f.len(), f.id()));
         (self.count, self.last) = (count, last);
+        if end < self.bytes.len() {
+            self.file.truncate(end as u64).at(&self.path)?;
+            self.bytes.truncate(end);
+        }
         Ok(())
     }
 
@@ -161,6 +159,16 @@ impl SketchFile {
         }
         self.file.append(&out).at(&self.path)
     }
+}
+
+/// The frames that are there in full.
+fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
+    let mut rest = &bytes[MAGIC.len()..];
+    std::iter::from_fn(move || {
+        let frame = Frame::at(rest)?;
+        rest = &rest[frame.len()..];
+        Some(frame)
+    })
 }
 
 /// A version's bytes as they lie in the file.

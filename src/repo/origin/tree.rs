@@ -4,9 +4,8 @@
 //! Steps of training are independent noise, so their squared lengths add up along the way from one version to another,
 //! and the true edges are the shortest that hold all together: a minimum spanning tree. It is kept as versions come in:
 //! the new one hangs on its own parent, and wherever its distance to a version is shorter than an edge on the circle that
-//! this would close, the longest such edge gives way. Where it is near the root of another tree, it joins the two. So only
-//! edges to the new version are ever made, but for those that
-//! turn round when a chain hangs from its other end.
+//! this would close, the longest such edge gives way. Where it is near the root of another tree, it joins the two. So
+//! only edges to the new version are ever made, but for those that turn round when a chain hangs from its other end.
 //!
 //! Edges that somebody named, and those of merges, never change.
 
