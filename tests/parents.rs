@@ -267,6 +267,46 @@ fn the_family_is_the_same_in_any_order() {
     }
 }
 
+/// Two rounds of federated learning, the later one partly first: that a version was imported after another of its model
+/// says nothing where the content says otherwise. What was quantized is far from all others, and hides no merge.
+#[test]
+fn federated_rounds_out_of_order() {
+    let shares = [0.229, 0.122, 0.402, 0.064, 0.183];
+    let global = |clients: &[Vec<Tensor>]| {
+        mixed(&clients.iter().zip(shares).map(|(c, share)| (&c[..], share)).collect::<Vec<_>>())
+    };
+    let round = |from: &[Tensor], seed: u64| (0..5).map(|k| tuned(from, seed + k, 2e-4)).collect::<Vec<_>>();
+    let base = base();
+    let first = round(&base, 11);
+    let mean = global(&first);
+    let second = round(&mean, 21);
+    let mut models = vec![("base@v1".to_owned(), base.iter().map(same).collect()), ("low@v1".to_owned(), int8(&base))];
+    models.extend([("global@v1".to_owned(), mean), ("global@v2".to_owned(), global(&second))]);
+    for (version, clients) in [("v1", first), ("v2", second)] {
+        models.extend(clients.into_iter().enumerate().map(|(k, c)| (format!("client{k}@{version}"), c)));
+    }
+    let mut truth = vec!["base@v1-low@v1".to_owned()];
+    for k in 0..5 {
+        truth.push(format!("base@v1-client{k}@v1"));
+        truth.extend([1, 2].map(|r| format!("client{k}@v{r}-global@v{r}")));
+        truth.push(format!("client{k}@v2-global@v1"));
+    }
+    truth.sort();
+    for order in [[5, 7, 8, 3, 6, 10, 11, 13, 4, 9, 2, 0, 1, 12], [0, 11, 3, 8, 13, 5, 6, 4, 10, 7, 9, 1, 2, 12]] {
+        let f = Family::new();
+        order.iter().for_each(|&i| drop(f.import(&models[i].0, &models[i].1)));
+        let label = |v: &Value| format!("{}@{}", v["model"].as_str().unwrap(), v["version"].as_str().unwrap());
+        let pair = |a: &str, b: &str| if a < b { format!("{a}-{b}") } else { format!("{b}-{a}") };
+        let of = |name: &str| {
+            let shown = f.bench.json(&["show", name]);
+            shown["parents"].as_array().unwrap().iter().map(|p| pair(name, &label(p))).collect::<Vec<_>>()
+        };
+        let mut edges: Vec<String> = models.iter().flat_map(|(name, _)| of(name)).collect();
+        edges.sort();
+        assert_eq!(edges, truth, "imported in the order {order:?}");
+    }
+}
+
 #[test]
 fn cards_are_hints_and_named_parents_are_told_apart() {
     let f = Family::new();

@@ -340,7 +340,8 @@ mod tests {
         (0..parts[0].0.len()).map(|i| parts.iter().map(|(p, c)| c * p[i]).sum()).collect()
     }
 
-    /// A base, fine-tunes of it, the mean of the first two and an interpolation of the last two; a stranger to none.
+    /// A base, fine-tunes of it, the mean of the first two, an interpolation of the last two, and the
+    /// base on another scale.
     struct Case {
         models: Vec<Vec<f64>>,
     }
@@ -351,6 +352,8 @@ mod tests {
             let mut models: Vec<Vec<f64>> = (2..6).map(|s| sum(&[(&base, 1.0), (&noise(s), 0.05)])).collect();
             models.push(sum(&[(&models[0], 0.5), (&models[1], 0.5)]));
             models.push(sum(&[(&models[2], 0.7), (&models[3], 0.3)]));
+            // Of another scale, as what was quantized: it is far from all.
+            models.push(sum(&[(&base, 1e5)]));
             Case { models: [vec![base], models].concat() }
         }
 
