@@ -10,6 +10,8 @@
 # random, by many at once. --help names the rows.
 #   scripts/bench.sh lineage [--only accuracy|costs] [--rounds N] [--json]
 # Parents found by content on a lineage of 123 models whose truth is known, and what a search costs.
+#   scripts/bench.sh save [--rounds N] [--only ROW,…] [--size MB] [--json]
+# Writing a checkpoint through a mount beside the plain file, committing it beside an import, and what readers keep.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -56,10 +58,21 @@ lineage() {
     exec "$PYTHON" "$ROOT/scripts/bench_lineage.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
 }
 
+saving() {
+    {
+        need_fuse
+        build_release
+        get_models
+    } >&2
+    export PYTHONDONTWRITEBYTECODE=1
+    exec "$PYTHON" "$ROOT/scripts/bench_save.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
+}
+
 case ${1:-} in
     codec) shift && codec "$@" ;;
     read) shift && reading "$@" ;;
     lineage) shift && lineage "$@" ;;
+    save) shift && saving "$@" ;;
 esac
 
 # Only the table, or the JSON, is for standard output.
