@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ use crate::repo::{gc, graph, house};
 pub const MAX_LINE: u64 = 256 << 20;
 /// How long a command waits for another one that holds the repository.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an ending daemon waits for what it is asked to do.
+const CLOSING: Duration = Duration::from_secs(5);
 /// How long a daemon may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,8 @@ pub enum Request {
     Detail(VersionRef),
     /// All living versions in commit order.
     List,
+    /// Of each pack, the oldest living version that brought it.
+    Bringers(Vec<String>),
     /// The version and all it comes from, newest first; of all living versions without a reference.
     History(Option<VersionRef>),
     /// All versions, the removed ones too, and their edges.
@@ -93,6 +97,7 @@ pub enum Response {
     },
     Head(Head),
     Heads(Vec<Head>),
+    Bringers(Vec<Option<Head>>),
     Pair(Head, Head),
     Detail(Detail),
     Above(Option<Above>),
@@ -116,6 +121,33 @@ pub enum Response {
     Done,
     /// One line for the user.
     Failed(String),
+    /// Nothing was done: the daemon is ending.
+    Ending,
+}
+
+impl Request {
+    /// Whether it can be asked again when nobody knows if it was answered.
+    fn only_reads(&self) -> bool {
+        use work::Ask::{Cascade, Facts, Files, Recipe, Recipes, Results, Rows, Tests};
+        matches!(
+            self,
+            Request::Hello
+                | Request::Resolve(_)
+                | Request::Detail(_)
+                | Request::List
+                | Request::Bringers(_)
+                | Request::History(_)
+                | Request::Graph
+                | Request::NextName(_)
+                | Request::CheckName(..)
+                | Request::Drafts
+                | Request::Since(_)
+                | Request::Above(_)
+                | Request::Tags(_)
+                | Request::CheckCatalog
+                | Request::Work(Tests | Results | Rows(_) | Files | Recipe(_) | Recipes | Facts | Cascade)
+        )
+    }
 }
 
 /// What a daemon has beside the catalog.
@@ -138,6 +170,10 @@ pub fn answer(
         Request::Resolve(r) => Response::Head(engine.resolve(&r)?),
         Request::Detail(r) => Response::Detail(engine.detail(&r)?),
         Request::List => Response::Heads(engine.catalog().all()?),
+        Request::Bringers(packs) => {
+            let catalog = engine.catalog();
+            Response::Bringers(packs.iter().map(|p| catalog.bringer(p)).collect::<Result<_, _>>()?)
+        }
         Request::History(r) => Response::Details(history(engine, r)?),
         Request::Graph => Response::Graph(graph::graph(engine)?),
         Request::NextName(m) => Response::Name(engine.next_name(&m)?),
@@ -257,25 +293,71 @@ pub fn listen(repo_dir: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Lets requests in until it is closed.
+#[derive(Default)]
+pub struct Door {
+    /// Requests that are being answered, and whether it is closed.
+    state: Mutex<(usize, bool)>,
+    left: Condvar,
+}
+
+/// A request that is being answered.
+struct Guest<'a>(&'a Door);
+
+impl Door {
+    fn state(&self) -> MutexGuard<'_, (usize, bool)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) -> Option<Guest<'_>> {
+        let mut state = self.state();
+        if state.1 {
+            return None;
+        }
+        state.0 += 1;
+        Some(Guest(self))
+    }
+
+    /// From now on nothing is begun. Waits until those within have had their answer, but not forever.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.1 = true;
+        let _ = self.left.wait_timeout_while(state, CLOSING, |s| s.0 > 0);
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.0.state().0 -= 1;
+        self.0.left.notify_all();
+    }
+}
+
 /// Answers all who connect, each in a thread of its own, until the process ends.
-pub fn serve(engine: Arc<Engine>, listener: UnixListener, mounted: Mounted) {
-    let mounted = Arc::new(mounted);
+pub fn serve(engine: Arc<Engine>, listener: UnixListener, mounted: Mounted) -> Arc<Door> {
+    let (mounted, door) = (Arc::new(mounted), Arc::new(Door::default()));
+    let entrance = door.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (engine, mounted) = (engine.clone(), mounted.clone());
+            let (engine, mounted, door) = (engine.clone(), mounted.clone(), entrance.clone());
             std::thread::spawn(move || {
-                if let Err(e) = converse(&engine, stream, &mounted) {
+                if let Err(e) = converse(&engine, stream, &mounted, &door) {
                     log::debug!("a client of the control socket went away: {e}");
                 }
             });
         }
     });
+    door
 }
 
-fn converse(engine: &Engine, stream: UnixStream, mounted: &Mounted) -> std::io::Result<()> {
+fn converse(engine: &Engine, stream: UnixStream, mounted: &Mounted, door: &Door) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     while let Some(line) = read_line(&mut reader)? {
+        let Some(_within) = door.enter() else {
+            write_line(&mut writer, &Response::Ending)?;
+            continue;
+        };
         let response = match serde_json::from_str(&line) {
             Ok(request) => {
                 answer(engine, request, Some(mounted), &Silent).unwrap_or_else(|e| Response::Failed(e.to_string()))
@@ -306,7 +388,7 @@ fn write_line(writer: &mut impl Write, value: &impl Serialize) -> std::io::Resul
 /// A way to ask: the catalog in this process, or the daemon's.
 pub enum Session {
     Local(Box<Engine>),
-    Remote(BufReader<UnixStream>),
+    Remote(BufReader<UnixStream>, Arc<Repo>),
 }
 
 impl Session {
@@ -315,7 +397,7 @@ impl Session {
         let start = Instant::now();
         loop {
             if let Some((daemon, _)) = connect(&socket_path(&repo.dir)) {
-                return Ok(Session::Remote(daemon));
+                return Ok(Session::Remote(daemon, repo.clone()));
             }
             match Engine::try_open(repo.clone())? {
                 Some(engine) => return Ok(Session::Local(Box::new(engine))),
@@ -339,8 +421,17 @@ impl Session {
     pub fn call_telling(&mut self, request: Request, progress: &dyn Progress) -> Result<Response, RepoError> {
         let response = match self {
             Session::Local(engine) => answer(engine, request, None, progress)?,
-            Session::Remote(stream) => ask(stream, &request)
-                .map_err(|e| RepoError::refused(format!("the daemon of this repository went away: {e}")))?,
+            Session::Remote(stream, repo) => match ask(stream, &request) {
+                Err(e) if !request.only_reads() => {
+                    return Err(RepoError::refused(format!("the daemon of this repository went away: {e}")));
+                }
+                // It is ending, or gone: another one answers, or this process.
+                Ok(Response::Ending) | Err(_) => {
+                    *self = Session::open(&repo.clone())?;
+                    return self.call_telling(request, progress);
+                }
+                Ok(response) => response,
+            },
         };
         match response {
             Response::Failed(why) => Err(RepoError::Refused(why)),
@@ -404,4 +495,24 @@ macro_rules! ask {
             other => Err($crate::control::unexpected(&other)),
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_door_waits_for_those_within_and_lets_nobody_in() {
+        let door = Door::default();
+        let within = door.enter().unwrap();
+        std::thread::scope(|s| {
+            s.spawn(|| door.close());
+            while door.enter().is_some() {
+                std::thread::yield_now();
+            }
+            assert!(door.enter().is_none());
+            drop(within);
+        });
+        assert_eq!(*door.state(), (0, true));
+    }
 }

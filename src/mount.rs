@@ -542,10 +542,12 @@ pub fn daemonize(log: &Path) -> Result<()> {
 /// Like [`start_in_background`]; the command is told to stop when this process ends, however it does. To be called from a
 /// thread that lasts as long.
 pub fn start_for_this_process(mut command: Command, log: &Path) -> Result<()> {
-    // SAFETY: between fork and exec, only prctl is called, which is async-signal-safe.
+    let parent = std::process::id();
+    // SAFETY: between fork and exec, only prctl and getppid are called, which are async-signal-safe.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-            0 => Ok(()),
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 if libc::getppid() as u32 == parent => Ok(()),
+            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)), // It ended before that.
             _ => Err(io::Error::last_os_error()),
         });
     }

@@ -1,5 +1,6 @@
 //! `mgit mount`: the daemon that serves a repository's mount and its control socket.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use serde_json::json;
 use super::{Global, out};
 use crate::control::{self, Mounted, Session};
 use crate::mount::{self, MountOptions};
-use crate::repo::Repo;
 use crate::repo::draft::{Area, Committer, DRAFTS, Start, Wish};
 use crate::repo::engine::Engine;
 use crate::repo::keep::Keeper;
+use crate::repo::{Repo, RepoError};
 use crate::vfs::Vfs;
 use crate::vfs::drafts::Drafts;
 use crate::vfs::repo::RepoSource;
@@ -90,9 +91,18 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
     let keep = a.disk_cache.as_u64();
     let keeper = (keep > 0).then(|| Keeper::start(repo.clone(), keep)).transpose()?;
     let drafts = Arc::new(Area::new(&repo.dir));
-    drafts.recover(&engine)?;
     let vfs = Vfs::new(RepoSource::new(engine.clone(), keeper.clone()));
-    let vfs = Arc::new(vfs.with_drafts(Drafts::open(drafts.clone(), a.reserve.as_u64())?));
+    let (vfs, settle) = match drafts.recover(&engine) {
+        // On such media nobody has drafts.
+        Err(RepoError::File { source, .. }) if a.read_only && source.kind() == ErrorKind::ReadOnlyFilesystem => {
+            (vfs, 0)
+        }
+        recovered => {
+            recovered?;
+            (vfs.with_drafts(Drafts::open(drafts.clone(), a.reserve.as_u64())?), a.settle)
+        }
+    };
+    let vfs = Arc::new(vfs);
     vfs.kernel_is_told();
     let options = MountOptions { allow_other: a.allow_other, read_only: a.read_only, ..MountOptions::default() };
     let mounted = mount::mount(vfs.clone(), &a.mountpoint, &options)?;
@@ -106,9 +116,12 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
     drafts.on_gone(Box::new(move |slot| tell(known.stale_draft(slot))));
     let mountpoint = mounted.mountpoint().to_owned();
     let listener = control::listen(&repo.dir).context("cannot open the control socket")?;
-    control::serve(engine.clone(), listener, Mounted { mountpoint, keeper: keeper.clone(), drafts: drafts.clone() });
-    let settle = Duration::from_secs(a.settle);
-    let committer = Committer::start(drafts, settle, committing(&repo))?;
+    let door = control::serve(
+        engine.clone(),
+        listener,
+        Mounted { mountpoint, keeper: keeper.clone(), drafts: drafts.clone() },
+    );
+    let committer = Committer::start(drafts, Duration::from_secs(settle), committing(&repo))?;
     let known = vfs.clone();
     std::thread::spawn(move || {
         loop {
@@ -126,6 +139,7 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
         keeper.stop();
     }
     let _ = std::fs::remove_file(control::socket_path(&repo.dir));
+    door.close();
     engine.catalog().flush()?;
     Ok(ended?)
 }

@@ -9,7 +9,7 @@ use crate::ask;
 use crate::control::{Request, Response};
 use crate::model::name::{VersionRef, printable};
 use crate::model::record::{EntryKind, FileEntry, Merge, ParentEdge, VersionRecord};
-use crate::repo::charge::Charges;
+use crate::repo::charge::{Charges, packs_of};
 use crate::repo::engine::{Detail, label};
 use crate::repo::{Head, show};
 
@@ -22,10 +22,17 @@ pub struct Args {
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     let (repo, mut session) = g.session()?;
     let detail = ask!(session, Request::Detail(a.version.clone()), Response::Detail(d) => d)?;
-    let living = ask!(session, Request::List, Response::Heads(h) => h)?;
-    drop(session);
     let record = repo.record(&detail.head.id)?;
-    let charges = Charges::new(repo.clone(), living).of(&detail.head.id, &record)?;
+    let packs = packs_of(&repo, &record)?;
+    let bringers = ask!(session, Request::Bringers(packs), Response::Bringers(b) => b)?;
+    let charges = match Charges::of_one(&repo, &detail.head, &record, bringers)? {
+        Some(charges) => charges,
+        None => {
+            let living = ask!(session, Request::List, Response::Heads(h) => h)?;
+            Charges::new(repo.clone(), living).of(&detail.head.id, &record)?
+        }
+    };
+    drop(session);
     match g.json {
         true => out::print_json(&show::as_json(&detail, &record, &charges))?,
         false => out::print_lines(as_text(&detail, &record, &charges))?,

@@ -4,12 +4,12 @@
 //! the charges of all living versions add up to nearly all of the packs. Usually that is the version that
 //! brought them, whose pack they lie in: only where that version is gone do all others have to be looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::{Head, Repo, RepoError};
 use crate::model::id::Id;
-use crate::model::record::VersionRecord;
+use crate::model::record::{EntryKind, VersionRecord};
 
 /// Answers for one state of the catalog.
 pub struct Charges {
@@ -28,11 +28,34 @@ pub struct Charges {
 /// Versions whose answers are held.
 const MAX_KNOWN: usize = 1 << 14;
 
+/// The packs in which what a version needs lies, sorted.
+pub fn packs_of(repo: &Repo, record: &VersionRecord) -> Result<Vec<String>, RepoError> {
+    let mut packs = BTreeSet::new();
+    for f in record.files.iter().filter(|f| f.kind == EntryKind::File) {
+        packs.extend(repo.packs.pack_of_recipe(&f.recipe));
+        packs.extend(repo.packs.recipe(&f.recipe)?.extents.iter().filter_map(|e| repo.packs.pack_of_object(&e.object)));
+    }
+    Ok(packs.into_iter().collect())
+}
+
 impl Charges {
     pub fn new(repo: Arc<Repo>, living: Vec<Head>) -> Charges {
         let by_pack = living.iter().enumerate().map(|(i, h)| (h.pack.clone(), i)).collect();
         let by_id = living.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
         Charges { repo, living, by_pack, by_id, orphans: OnceLock::new(), known: Mutex::default() }
+    }
+
+    /// Of one version, where all living ones need not be asked: `bringers` are those of [`packs_of`]. `None` where one of
+    /// the packs has none.
+    pub fn of_one(
+        repo: &Arc<Repo>,
+        head: &Head,
+        record: &VersionRecord,
+        bringers: Vec<Option<Head>>,
+    ) -> Result<Option<Vec<u64>>, RepoError> {
+        let Some(bringers) = bringers.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let few = std::iter::once(head.clone()).chain(bringers).collect();
+        Charges::new(repo.clone(), few).of(&head.id, record).map(Some)
     }
 
     /// As [`Charges::of`], remembered.

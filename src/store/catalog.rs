@@ -14,6 +14,7 @@
 //! x previous id            nothing: `id` follows `previous`
 //! s seq u64 BE             id: all commits in order
 //! g model 0 tag            id: where a tag leads
+//! a pack 0 seq u64 BE      id: commits that added that pack, in order
 //! t … r … b … u            tests, results, recipes, the last update (catalog/work.rs)
 //! ```
 //! A second commit of the same id says nothing. Edges of removed versions stay.
@@ -41,7 +42,7 @@ use crate::model::name::{ModelName, VersionName};
 use crate::model::record::ParentEdge;
 
 /// Changes with the keys above: another layout is cleared and remade.
-const LAYOUT: u8 = 2;
+const LAYOUT: u8 = 3;
 /// sled allots its file in pieces of this many bytes. Smaller ones push plain values out into files of their own;
 /// larger ones make the catalog of a few versions larger than the rest of a small repository.
 const SEGMENT: usize = 1 << 15;
@@ -115,6 +116,10 @@ fn name_key(model: &ModelName, version: &VersionName) -> Vec<u8> {
 
 fn seq_key(seq: u64) -> Vec<u8> {
     key(b's', &[&seq.to_be_bytes()])
+}
+
+fn pack_prefix(pack: &str) -> Vec<u8> {
+    key(b'a', &[pack.as_bytes(), &[0]])
 }
 
 fn tag_key(model: &ModelName, tag: &VersionName) -> Vec<u8> {
@@ -252,6 +257,17 @@ impl Catalog {
     pub fn since(&self, seq: u64) -> Result<Vec<Id>> {
         let ids = self.db.range(seq_key(seq)..seq_key(u64::MAX)).values();
         ids.map(|id| id_of(&id.map_err(failed)?)).collect()
+    }
+
+    /// The oldest living version that brought a pack.
+    pub fn bringer(&self, pack: &str) -> Result<Option<Head>> {
+        for id in self.db.scan_prefix(pack_prefix(pack)).values() {
+            let head = self.must(&id_of(&id.map_err(failed)?)?)?;
+            if !head.removed {
+                return Ok(Some(head));
+            }
+        }
+        Ok(None)
     }
 
     /// A model's last living version.
@@ -423,6 +439,7 @@ impl Frame<'_> {
         order.extend_from_slice(&head.seq.to_be_bytes());
         self.put(order, id.clone());
         self.put(seq_key(head.seq), id.clone());
+        self.put([pack_prefix(&head.pack), head.seq.to_be_bytes().to_vec()].concat(), id.clone());
         self.put(name_key(&head.model, &head.version), id);
         if let Some(previous) = head.previous {
             self.put(key(b'x', &[&previous.0, &head.id.0]), vec![]);
@@ -548,7 +565,7 @@ mod tests {
             model: ["a", "a.b", "x/a", "a-b"][model as usize % 4].parse().unwrap(),
             version: VersionName::numbered(version as u64),
             id: id(n),
-            pack: format!("{n:016x}"),
+            pack: format!("{:016x}", n / 2),
             created: Timestamp::UNIX_EPOCH,
             bytes: n as u64 * 1000,
             previous: previous.map(id),
@@ -660,6 +677,8 @@ mod tests {
                 let named = ever.iter().rev().find(|l| l.version == h.version).copied().cloned();
                 assert_eq!(c.find(&h.model, &h.version).unwrap(), named.filter(|l| !l.removed));
                 assert!(c.name_used(&h.model, &h.version).unwrap());
+                let bringer = living.iter().find(|l| l.pack == h.pack).cloned();
+                assert_eq!(c.bringer(&h.pack).unwrap(), bringer);
             }
             (0..8).for_each(|n| self.agrees_on(c, id(n)));
         }

@@ -49,9 +49,11 @@ impl Bench {
         self.path("repo")
     }
 
-    /// `mgit` with this bench's repository and nothing of the caller's.
+    /// `mgit` with this bench's repository and nothing of the caller's. `MGIT_TEST_BINARY` names another one than was
+    /// built for the tests: one that is to be measured.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_mgit"));
+        let built = || env!("CARGO_BIN_EXE_mgit").into();
+        let mut c = Command::new(std::env::var_os("MGIT_TEST_BINARY").unwrap_or_else(built));
         c.args(args)
             .env("MGIT_REPO", self.repo())
             .env("HOME", self.path("home"))
