@@ -33,7 +33,9 @@ const SUBTYPE: &str = "mgit";
 const READ_AHEAD_KB: &str = "4096";
 /// How long an answer may take from here into the kernel.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
-/// The variable that tells a background process where to report that it is ready.
+/// The variable that tells a background process for which one it was started.
+const LIVES_WITH: &str = "MGIT_LIVES_WITH";
+/// The variable that tells it where to report that it is ready.
 const READY_FD: &str = "MGIT_READY_FD";
 /// A longer log is put aside when the next mount starts.
 const MAX_LOG: u64 = 4 << 20;
@@ -542,16 +544,22 @@ pub fn daemonize(log: &Path) -> Result<()> {
 /// Like [`start_in_background`]; the command is told to stop when this process ends, however it does. To be called from a
 /// thread that lasts as long.
 pub fn start_for_this_process(mut command: Command, log: &Path) -> Result<()> {
-    let parent = std::process::id();
-    // SAFETY: between fork and exec, only prctl and getppid are called, which are async-signal-safe.
+    command.env(LIVES_WITH, std::process::id().to_string());
+    // SAFETY: between fork and exec, only prctl is called, which is async-signal-safe.
     unsafe {
-        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-            0 if libc::getppid() as u32 == parent => Ok(()),
-            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)), // It ended before that.
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         });
     }
     start_in_background(command, log)
+}
+
+/// Whether the process that this one was started for has ended. Until a handler is there ([`on_signals`]), what tells of that
+/// can be lost: to be asked once it is.
+pub fn is_orphan() -> bool {
+    let parent = std::env::var(LIVES_WITH).ok().and_then(|pid| pid.parse::<u32>().ok());
+    parent.is_some_and(|pid| pid != std::os::unix::process::parent_id())
 }
 
 /// Like [`daemonize`], for any command that calls [`notify_ready`].

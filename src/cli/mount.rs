@@ -131,6 +131,9 @@ fn serve(g: &Global, a: &Args) -> Result<()> {
     });
     let stopper = mounted.stopper();
     mount::on_signals(move || stopper.stop())?;
+    if mount::is_orphan() {
+        mounted.stopper().stop();
+    }
     mount::notify_ready(Ok(()));
     let ended = mounted.wait();
     committer.stop();
