@@ -321,6 +321,23 @@ fn daemon(b: &Bench) -> i32 {
 }
 
 #[test]
+fn a_sealed_draft_carries_a_recipe() {
+    let b = Bench::new();
+    let Some(m) = mounted(&b) else { return };
+    let dir = m.at.join("models/run/v1");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("model.safetensors"), safetensors(&base_tensors(1, 1))).unwrap();
+    let path = dir.to_str().unwrap();
+    let bad = b.run(&["seal", path, "--recipe", "tune 'open"]);
+    assert!(bad.code != 0 && dir.join("model.safetensors").exists());
+    b.ok(&["seal", path, "--recipe", "tune 'my data' --lr 3e-5"]);
+    assert_eq!(b.json(&["recipe", "show", "run@v1"])["recipe"]["command"], serde_json::json!(["tune", "my data", "--lr", "3e-5"]));
+    // Sealed again, it has another one.
+    b.ok(&["seal", path, "--recipe", "tune again"]);
+    assert_eq!(b.json(&["recipe", "show", "run@v1"])["recipe"]["command"], serde_json::json!(["tune", "again"]));
+}
+
+#[test]
 fn a_killed_daemon_loses_nothing_that_was_written() {
     let b = Bench::new();
     let rounds = std::env::var("MGIT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);

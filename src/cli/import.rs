@@ -256,7 +256,7 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     refuse_own_mount(turn.session()?, path)?;
     let version = new_version(turn.session()?, &name)?;
     let mut place = resolve(turn.session()?, a, &name.model, version)?;
-    let recipe = recipe(&turn.repo, a)?;
+    let recipe = super::recipe::quoted(&turn.repo, a.recipe.as_deref(), &a.recipe_files)?;
     turn.work(path)?;
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
     let hashed = hash_all(&turn.repo, path, &bar)?;
@@ -361,14 +361,6 @@ pub fn import_draft(g: &Global, job: &Job, settled: bool, tell: bool) -> Result<
         tell_import(&prepared, &place, seconds)?;
     }
     Ok(Outcome::Committed(report(&prepared, &place, seconds)))
-}
-
-/// The recipe that the arguments give, its files kept.
-fn recipe(repo: &Repo, a: &Args) -> Result<Option<Build>> {
-    let Some(text) = &a.recipe else { return Ok(None) };
-    let command =
-        shlex::split(text).filter(|c| !c.is_empty()).context("--recipe: no command, or a quote is not closed")?;
-    super::recipe::record(repo, command, &a.recipe_files, &[]).map(Some)
 }
 
 /// The lineage of the version to be.

@@ -117,6 +117,14 @@ pub fn record(repo: &Repo, command: Vec<String>, files: &[String], env: &[String
     Ok(Build { command, env: all, files: kept, dir })
 }
 
+/// The recipe of a command that is quoted as for a shell, if there is one.
+pub fn quoted(repo: &Repo, text: Option<&str>, files: &[String]) -> Result<Option<Build>> {
+    let Some(text) = text else { return Ok(None) };
+    let command =
+        shlex::split(text).filter(|c| !c.is_empty()).context("--recipe: no command, or a quote is not closed")?;
+    record(repo, command, files, &[]).map(Some)
+}
+
 fn head(session: &mut Session, version: &VersionRef) -> Result<Head> {
     Ok(ask!(session, Request::Resolve(version.clone()), Response::Head(h) => h)?)
 }
