@@ -12,6 +12,8 @@
 # Parents found by content on a lineage of 123 models whose truth is known, and what a search costs.
 #   scripts/bench.sh save [--rounds N] [--only ROW,…] [--size MB] [--json]
 # Writing a checkpoint through a mount beside the plain file, committing it beside an import, and what readers keep.
+#   scripts/bench.sh merge [--rounds N] [--only METHOD,…] [--json]
+# Two models merged cold beside reading both from a cold mount; the memory that takes, and what the result adds.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -58,21 +60,22 @@ lineage() {
     exec "$PYTHON" "$ROOT/scripts/bench_lineage.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
 }
 
-saving() {
+# through_mount SCRIPT ARGUMENT…: what writes or reads through a mount.
+through_mount() {
     {
         need_fuse
         build_release
         get_models
     } >&2
     export PYTHONDONTWRITEBYTECODE=1
-    exec "$PYTHON" "$ROOT/scripts/bench_save.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "$@"
+    exec "$PYTHON" "$ROOT/scripts/bench_$1.py" --mgit "$MGIT" --models "$MODELS" --dir "$CACHE" "${@:2}"
 }
 
 case ${1:-} in
     codec) shift && codec "$@" ;;
     read) shift && reading "$@" ;;
     lineage) shift && lineage "$@" ;;
-    save) shift && saving "$@" ;;
+    save | merge) through_mount "$@" ;;
 esac
 
 # Only the table, or the JSON, is for standard output.
