@@ -27,8 +27,9 @@ use crate::{ask, work};
 
 /// Find the version in which a test began to fail
 ///
-/// Along the model's own versions, or with --from along the shortest way from an ancestor of any model. What is known is
-/// not run again; a test that cannot tell (exit 125) is tried on a neighbour. A thousand versions take at most 11 runs.
+/// Along the model's own versions, or with --from along the shortest way from an
+/// ancestor of any model. What is known is not run again; a test that cannot tell
+/// (exit 125) is tried on a neighbour. A thousand versions take at most 11 runs.
 ///
 ///   mgit bisect accuracy acme/sst2
 ///   mgit bisect accuracy acme/sst2@v7 --from bert-base

@@ -12,8 +12,9 @@ use crate::model::name::VersionRef;
 
 /// See and steer the disk cache: whole files that load as fast as plain ones
 ///
-/// A mount with --disk-cache keeps what was read whole, within its size, below $XDG_CACHE_HOME/mgit. What was not used
-/// for the longest goes first. All of it can be removed at any time: it is rebuilt from the store.
+/// A mount with --disk-cache keeps what was read whole, within its size, below
+/// $XDG_CACHE_HOME/mgit. What was not used for the longest goes first. All of it
+/// can be removed at any time: it is rebuilt from the store.
 ///
 ///   mgit mount --disk-cache 20GiB ~/models
 ///   mgit cache add bert@v2           keep it before anybody reads it

@@ -17,7 +17,8 @@ use crate::repo::{Head, Repo, RepoError};
 use crate::store::{StoreError, lock_exclusive};
 use crate::{ask, work};
 
-/// Check every byte of the store: each block decoded and held against its id, each version whole
+/// Check every byte of the store: each block decoded and held against its id,
+/// each version whole
 ///
 /// Exit 1 and a line for each finding when something is damaged.
 ///

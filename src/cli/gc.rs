@@ -15,8 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Free the space of removed versions and of what crashed imports left
 ///
-/// What any living version needs stays, and so does a file that is open in the mount. Afterwards `mgit undo` cannot
-/// bring back what was freed. Safe at any time: it can be stopped, and beside a running import it does nothing.
+/// What any living version needs stays, and so does a file that is open in the
+/// mount. Afterwards `mgit undo` cannot bring back what was freed. Safe at any
+/// time: it can be stopped, and beside a running import it does nothing.
 ///
 ///   mgit gc --dry-run        what would be freed
 ///   mgit gc --grace 1day     keeps what was removed within the last day

@@ -29,8 +29,9 @@ use crate::work;
 
 /// Store a model directory, or one .safetensors file, as a new version
 ///
-/// All files are kept, config and tokenizer too; symlinks are followed. New tensors are stored as lossless
-/// deltas against those of the parents (and of the model's previous version) where that is smaller.
+/// All files are kept, config and tokenizer too; symlinks are followed. New
+/// tensors are stored as lossless deltas against those of the parents (and of the
+/// model's previous version) where that is smaller.
 ///
 ///   mgit import ./bert-base --as bert
 ///   mgit import ./run/checkpoint-500 --as bert-sst2 --parent bert --relation finetune -m "500 steps"

@@ -26,11 +26,13 @@ const REMOVALS: Duration = Duration::from_secs(30);
 
 /// Mount the repository: every version a directory of ordinary files
 ///
-/// Returns when the mount is ready; the daemon goes on in the background and writes a log. New versions
-/// appear within a second. All other commands go on working.
+/// Returns when the mount is ready; the daemon goes on in the background and
+/// writes a log. New versions appear within a second. All other commands go on
+/// working.
 ///
-/// What is written to models/MODEL/VERSION/ is a draft, an ordinary directory. When it is complete and nobody has
-/// touched it for a while (--settle), or by 'mgit seal', it becomes a version.
+/// What is written to models/MODEL/VERSION/ is a draft, an ordinary directory.
+/// When it is complete and nobody has touched it for a while (--settle), or by
+/// 'mgit seal', it becomes a version.
 ///
 ///   mgit mount ~/models
 ///   ls ~/models/models/bert/latest/

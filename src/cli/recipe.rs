@@ -21,7 +21,8 @@ use crate::{ask, work};
 /// Variables that are recorded without being named: where programs and their parts are found.
 const RECORDED: [&str; 5] = ["PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH"];
 
-/// Record how a version is made from its parents, so that `mgit update` can make it again
+/// Record how a version is made from its parents, so that `mgit update` can make
+/// it again
 ///
 ///   mgit recipe set acme/sst2 --file train.py -- python train.py --lr 3e-5
 ///   mgit recipe show acme/sst2
@@ -47,8 +48,9 @@ enum Verb {
 ///   MGIT_PREVIOUS  the version that it follows       MGIT_OUT       an empty directory: what it puts there
 ///   MGIT_MODEL, MGIT_VERSION                                        is the new version
 ///
-/// The content of each --file is kept, and an argument equal to its name stands for the copy. Of the environment, the
-/// search paths are recorded (PATH, PYTHONPATH, VIRTUAL_ENV, CONDA_PREFIX, LD_LIBRARY_PATH), and what --env names.
+/// The content of each --file is kept, and an argument equal to its name stands
+/// for the copy. Of the environment, the search paths are recorded (PATH,
+/// PYTHONPATH, VIRTUAL_ENV, CONDA_PREFIX, LD_LIBRARY_PATH), and what --env names.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 struct SetArgs {

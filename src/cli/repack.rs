@@ -18,8 +18,9 @@ use crate::repo::{Repo, RepoError, gc as freeing};
 
 /// Encode versions again with what is known now, where that makes them smaller
 ///
-/// A version that was imported before its parent, or linked to one since, is stored as the difference from it at last.
-/// Ids and files stay as they are. Safe at any time: it can be stopped, and what it has done stays.
+/// A version that was imported before its parent, or linked to one since, is
+/// stored as the difference from it at last. Ids and files stay as they are. Safe
+/// at any time: it can be stopped, and what it has done stays.
 ///
 ///   mgit repack                all versions, the oldest first
 ///   mgit repack bert-sst2      one

@@ -16,8 +16,9 @@ use crate::repo::engine::label;
 
 /// Remove versions, all of them or none
 ///
-/// What other versions share stays whole. A removed version's name is not used again. `mgit undo` brings back what the
-/// last removal took, until `mgit gc` has freed its space.
+/// What other versions share stays whole. A removed version's name is not used
+/// again. `mgit undo` brings back what the last removal took, until `mgit gc` has
+/// freed its space.
 ///
 ///   mgit rm bert@v1
 ///   mgit rm 'acme/*@tmp-*'            all that match; tagged ones stay

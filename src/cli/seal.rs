@@ -26,7 +26,8 @@ const TRIES: usize = 20;
 
 /// Make a draft a version, for good
 ///
-/// Returns when the version is durable. From then on the mount refuses to change it, and 'mgit rm' removes it.
+/// Returns when the version is durable. From then on the mount refuses to change
+/// it, and 'mgit rm' removes it.
 ///
 ///   mgit seal ~/models/models/run1/step-1000
 ///   mgit seal ~/models/models/run1/tmp --as run1@best

@@ -14,7 +14,8 @@ use crate::repo::house::Ask;
 
 /// Let a name such as `prod` lead to a version, or move it there
 ///
-/// MODEL@TAG then stands for that version, in commands and in the mount. `mgit rm` does not remove a tagged version.
+/// MODEL@TAG then stands for that version, in commands and in the mount. `mgit
+/// rm` does not remove a tagged version.
 ///
 ///   mgit tag bert@v3 prod
 ///   mgit tag bert             lists the tags of bert

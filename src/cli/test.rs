@@ -25,7 +25,8 @@ use crate::repo::{Head, Repo, RepoError};
 
 /// Run your own programs on versions, and tell which of them fail since when
 ///
-/// A test is any command. It finds a version's files in $MGIT_PATH; exit 0 is a pass, 125 cannot tell, all else a failure.
+/// A test is any command. It finds a version's files in $MGIT_PATH; exit 0 is a
+/// pass, 125 cannot tell, all else a failure.
 ///
 ///   mgit test add loads -- python check.py
 ///   mgit test add accuracy --model 'acme/*' --metric acc --higher -- python eval.py
@@ -48,15 +49,18 @@ enum Verb {
     Compare(CompareArgs),
 }
 
-/// Register a command as a test of one version, of models by pattern, of an architecture, or of all
+/// Register a command as a test of one version, of models by pattern, of an
+/// architecture, or of all
 ///
-/// It is for future versions too. The command runs in the directory where it was registered and sees
+/// It is for future versions too. The command runs in the directory where it was
+/// registered and sees
 ///
 ///   MGIT_PATH      the version's directory        MGIT_PARENTS   its parents', colon-separated
 ///   MGIT_MODEL, MGIT_VERSION                      MGIT_PREVIOUS  its predecessor's
 ///   MGIT_EXAMPLES  where it may write outcomes by example, one JSON object a line: {"id": "x17", "ok": true}
 ///
-/// A JSON object on its last line of output gives metrics. When the command's files change, so does the test.
+/// A JSON object on its last line of output gives metrics. When the command's
+/// files change, so does the test.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 struct AddArgs {

@@ -35,9 +35,11 @@ use crate::{ask, work};
 
 /// Make again what descends from a version that gave way to a later one
 ///
-/// Of each model that comes from OLD, the newest version is made again by its recipe, once, after all that it is made from:
-/// all parents are replaced by their newest versions. What its recipe makes becomes the model's next version if the tests
-/// that are for it pass. A failure holds up what descends from it, and nothing else.
+/// Of each model that comes from OLD, the newest version is made again by its
+/// recipe, once, after all that it is made from: all parents are replaced by
+/// their newest versions. What its recipe makes becomes the model's next version
+/// if the tests that are for it pass. A failure holds up what descends from it,
+/// and nothing else.
 ///
 ///   mgit update bert-base@v1 bert-base@v2 --dry-run
 ///   mgit update bert-base@v1 bert-base@v2 --jobs 4 --max-negative-flips 1%

@@ -35,9 +35,11 @@ use crate::work;
 
 /// Merge versions into a new one
 ///
-/// Compares A and B with what both come from. What one side changed is taken from it, the same change once. Both changed
-/// one tensor: a conflict. Changed tensors that feed each other (the same layer or the next, by their names), on
-/// different sides: a possible conflict. Either stops with exit 1 and says which. Configs and tokenizers are merged as text.
+/// Compares A and B with what both come from. What one side changed is taken from
+/// it, the same change once. Both changed one tensor: a conflict. Changed tensors
+/// that feed each other (the same layer or the next, by their names), on
+/// different sides: a possible conflict. Either stops with exit 1 and says which.
+/// Configs and tokenizers are merged as text.
 ///
 /// Registered tests decide a possible conflict: it is committed if they pass.
 ///
