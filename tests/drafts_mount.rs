@@ -331,7 +331,10 @@ fn a_sealed_draft_carries_a_recipe() {
     let bad = b.run(&["seal", path, "--recipe", "tune 'open"]);
     assert!(bad.code != 0 && dir.join("model.safetensors").exists());
     b.ok(&["seal", path, "--recipe", "tune 'my data' --lr 3e-5"]);
-    assert_eq!(b.json(&["recipe", "show", "run@v1"])["recipe"]["command"], serde_json::json!(["tune", "my data", "--lr", "3e-5"]));
+    assert_eq!(
+        b.json(&["recipe", "show", "run@v1"])["recipe"]["command"],
+        serde_json::json!(["tune", "my data", "--lr", "3e-5"])
+    );
     // Sealed again, it has another one.
     b.ok(&["seal", path, "--recipe", "tune again"]);
     assert_eq!(b.json(&["recipe", "show", "run@v1"])["recipe"]["command"], serde_json::json!(["tune", "again"]));
