@@ -240,7 +240,8 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
-fn is_dead(path: &Path) -> bool {
+/// Whether it is a mount whose process is gone.
+pub fn is_dead(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
 }
 

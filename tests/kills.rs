@@ -218,6 +218,13 @@ fn nothing_is_lost_by_kill_9() {
     for (name, input) in &kills.world {
         kills.b.ok(&["verify", kills.input(*input).to_str().unwrap(), name]);
     }
+    // The next update sweeps up what killed ones left mounted.
+    let old = kills.newest("base");
+    let new = kills.import("base", 0, &[]);
+    kills.b.run(&["update", &old, &new]);
+    let run = fs::read_dir(kills.b.path("run/mgit")).into_iter().flatten().map(|e| e.unwrap().path());
+    let mounts: Vec<PathBuf> = run.filter(|p| p.symlink_metadata().is_ok_and(|m| m.is_dir())).collect();
+    assert!(mounts.is_empty(), "{mounts:?}");
     kills.b.ok(&["gc"]);
     let left = fs::read_dir(kills.b.repo().join("packs")).unwrap().map(|e| e.unwrap().path());
     let left: Vec<PathBuf> = left.filter(|p| p.extension().is_some_and(|e| e == "tmp")).collect();

@@ -85,6 +85,9 @@ fn lock_of(at: &Path) -> PathBuf {
 
 /// What is left of a mount that has ended; a live one is busy and stays.
 fn remove(at: &Path) {
+    if mount::is_dead(at) {
+        let _ = mount::unmount(at, true); // Its process was killed.
+    }
     if fs::remove_dir(at).is_ok() {
         let _ = fs::remove_file(lock_of(at));
         let _ = fs::remove_file(at.with_extension("log"));
