@@ -35,6 +35,7 @@ pub const MAX_LINE: u64 = 256 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an ending daemon waits for what it is asked to do.
 const CLOSING: Duration = Duration::from_secs(5);
+const LAST_CALL: Duration = Duration::from_millis(150);
 /// How long a daemon may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
 
@@ -323,6 +324,7 @@ impl Door {
         let mut state = self.state();
         state.1 = true;
         let _ = self.left.wait_timeout_while(state, CLOSING, |s| s.0 > 0);
+        std::thread::sleep(LAST_CALL); // Who asks meanwhile is told.
     }
 }
 
@@ -422,7 +424,8 @@ impl Session {
         let response = match self {
             Session::Local(engine) => answer(engine, request, None, progress)?,
             Session::Remote(stream, repo) => match ask(stream, &request) {
-                Err(e) if !request.only_reads() => {
+                // What could not be sent whole was not taken.
+                Err(e) if !request.only_reads() && e.kind() != std::io::ErrorKind::BrokenPipe => {
                     return Err(RepoError::refused(format!("the daemon of this repository went away: {e}")));
                 }
                 // It is ending, or gone: another one answers, or this process.
