@@ -309,6 +309,45 @@ def report(arguments, about, table):
         print(f"\n{sum(goals)} of {len(goals)} goals met")
 
 
+def run_rows(command, description, rows, bench_of, **options):
+    """bench.sh COMMAND: of `rows`, name → function of a bench, those that --only names, each measured in turn.
+
+    bench_of: arguments, directory to work in, ExitStack → a bench, which has a `table`. options: name → add_argument's.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"bench.sh {command}",
+        description=description,
+        epilog="rows:\n" + "\n".join(f"  {name:<8} {row.__doc__}" for name, row in rows.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for hidden in ("mgit", "models"):
+        parser.add_argument(f"--{hidden}", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
+    parser.add_argument("--only", default=",".join(rows), metavar="ROW,…", help="some of the rows below")
+    for name, how in options.items():
+        parser.add_argument(f"--{name}", **how)
+    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
+    arguments = parser.parse_args()
+    arguments.models = arguments.models.resolve()
+    arguments.load = os.getloadavg()[0]
+    only = arguments.only.split(",")
+    if unknown := set(only) - set(rows):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+
+    with contextlib.ExitStack() as stack:
+        work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=arguments.dir)).resolve()
+        stack.callback(shutil.rmtree, work)
+        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
+        bench = bench_of(arguments, work, stack)
+        for name, row in rows.items():
+            if name in only:
+                say(f"{command}: {name}")
+                row(bench)
+        about = machine(arguments, work)
+    report(arguments, about, bench.table)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="bench.sh")
     parser.add_argument("--mgit", type=pathlib.Path, required=True, help=argparse.SUPPRESS)

@@ -1,17 +1,12 @@
 """The figures of bench.sh merge: two models merged cold beside `cat A B > /dev/null` from a cold mount, the most memory
 that takes, and what the result adds to the repository. Each contender takes its turn."""
 
-import argparse
-import contextlib
 import os
-import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
-from bench import contend, forget, machine, report, say
+from bench import contend, forget, run_rows
 from bench_save import Bench as Saving, packs
 
 METHODS = {  # options, and the goal for what is stored, of the model's own bytes
@@ -27,11 +22,12 @@ SPEED, MEMORY = 0.3, 300
 class Bench(Saving):
     """A base and two fine-tunes of it, as large as the base."""
 
-    def family(self):
-        mgit = self.repository(mount=False)
+    def __init__(self, arguments, work, stack):
+        super().__init__(arguments, work, stack)
+        self.mgit = self.repository(mount=False)
+        stack.callback(self.mgit.umount)
         for number, directory in enumerate(self.steps(2)):
-            mgit("import", directory, "--as", f"tuned{number}", "--parent", "base")
-        return mgit
+            self.mgit("import", directory, "--as", f"tuned{number}", "--parent", "base")
 
 
 def timed(command):
@@ -44,8 +40,8 @@ def timed(command):
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def method(bench, mgit, name):
-    options, goal = METHODS[name]
+def method(bench, name):
+    mgit, (options, goal) = bench.mgit, METHODS[name]
     made, most, added = [], [], []
     raw = sum(f.stat().st_size for f in bench.base.glob("*.safetensors"))
 
@@ -74,33 +70,15 @@ def method(bench, mgit, name):
     bench.table.add(f"{name}: stored", share, "% of raw", {"plain file": 100.0}, goal and (f"<= {100 * goal:.0f} %", share <= 100 * goal))
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="bench.sh merge", description="Merging beside reading, each taking its turn.")
-    for hidden in ("mgit", "models"):
-        parser.add_argument(f"--{hidden}", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
-    parser.add_argument("--only", default=",".join(METHODS), metavar="METHOD,…", help=f"some of {', '.join(METHODS)}")
-    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
-    arguments = parser.parse_args()
-    arguments.models = arguments.models.resolve()
-    arguments.load = os.getloadavg()[0]
-    only = arguments.only.split(",")
-    if unknown := set(only) - set(METHODS):
-        parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+def row(name):
+    measure = lambda bench: method(bench, name)
+    measure.__doc__ = f"mgit merge --method {name}"
+    return measure
 
-    with contextlib.ExitStack() as stack:
-        work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=arguments.dir)).resolve()
-        stack.callback(shutil.rmtree, work)
-        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        bench = Bench(arguments, work, stack)
-        mgit = bench.family()
-        stack.callback(mgit.umount)
-        for name in only:
-            say(f"merge: {name}")
-            method(bench, mgit, name)
-        about = machine(arguments, work)
-    report(arguments, about, bench.table)
+
+def main():
+    about = "Merging two models cold beside reading both from a cold mount, each taking its turn."
+    run_rows("merge", about, {name: row(name) for name in METHODS}, Bench)
 
 
 if __name__ == "__main__":

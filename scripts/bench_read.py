@@ -4,7 +4,6 @@ Sequential reads are of 1 MiB at a time. Cold: an empty page cache and a daemon 
 base is cold too. Everything read is compared with the plain bytes once, before the clock starts.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import fcntl
@@ -18,12 +17,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import lineage_cases
 import numpy as np
-from bench import BASE, TUNED, Mgit, Table, contend, files, forget, machine, report, run, say, timed
+from bench import BASE, Mgit, TUNED, Table, contend, files, forget, run, run_rows, say, timed
 
 WEIGHTS = lineage_cases.WEIGHTS
 OTHERS = ["ft1", "ft2", "client1", "client2", "client3", "client4", "client5", "avg", "interp"]
@@ -575,36 +573,9 @@ ROWS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="bench.sh read",
-        description="Reading through a mount beside the plain file on the same disk, each taking its turn.",
-        epilog="rows:\n" + "\n".join(f"  {name:<8} {row.__doc__}" for name, row in ROWS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for hidden in ("mgit", "models"):
-        parser.add_argument(f"--{hidden}", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
-    parser.add_argument("--only", default=",".join(ROWS), metavar="ROW,…", help="some of the rows below")
-    parser.add_argument("--many", type=int, default=1000, metavar="N", help="tiny models for the row find (1000)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
-    arguments = parser.parse_args()
-    arguments.models = arguments.models.resolve()
-    arguments.load = os.getloadavg()[0]
-    only = arguments.only.split(",")
-    if unknown := set(only) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-
-    with contextlib.ExitStack() as stack:
-        work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=arguments.dir)).resolve()
-        stack.callback(shutil.rmtree, work)
-        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        bench = Bench(arguments, work, stack)
-        for name, row in ROWS.items():
-            if name in only:
-                row(bench)
-        about = machine(arguments, work)
-    report(arguments, about, bench.table)
+    about = "Reading through a mount beside the plain file on the same disk, each taking its turn."
+    many = {"type": int, "default": 1000, "metavar": "N", "help": "tiny models for the row find (1000)"}
+    run_rows("read", about, ROWS, Bench, many=many)
 
 
 if __name__ == "__main__":

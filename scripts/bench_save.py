@@ -1,20 +1,15 @@
 """The figures of bench.sh save: writing through a mount beside the plain file on the same disk, committing beside an
 import of the same files, and what readers keep while a checkpoint is written. Each contender takes its turn."""
 
-import argparse
-import contextlib
 import os
-import pathlib
 import shutil
-import sys
-import tempfile
 import threading
 import time
 
 import numpy as np
 
 import lineage_cases
-from bench import BASE, TUNED, Mgit, Table, contend, files, forget, machine, report, run, say, size
+from bench import BASE, Mgit, TUNED, Table, contend, files, forget, run, run_rows, size
 
 PLAIN, WEIGHTS = "plain file", "model.safetensors"
 PIECE = 8 << 20
@@ -196,37 +191,9 @@ ROWS = {"write": write, "commit": commit, "eight": eight, "readers": readers}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="bench.sh save",
-        description="Saving through a mount beside the plain file on the same disk, each taking its turn.",
-        epilog="rows:\n" + "\n".join(f"  {name:<8} {row.__doc__}" for name, row in ROWS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for hidden in ("mgit", "models"):
-        parser.add_argument(f"--{hidden}", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--dir", type=pathlib.Path, help="where to work; its disk is measured (.cache)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender takes its turn (5)")
-    parser.add_argument("--size", type=int, default=1000, metavar="MB", help="of the file in the row write (1000)")
-    parser.add_argument("--only", default=",".join(ROWS), metavar="ROW,…", help="some of the rows below")
-    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
-    arguments = parser.parse_args()
-    arguments.models = arguments.models.resolve()
-    arguments.load = os.getloadavg()[0]
-    only = arguments.only.split(",")
-    if unknown := set(only) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-
-    with contextlib.ExitStack() as stack:
-        work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=arguments.dir)).resolve()
-        stack.callback(shutil.rmtree, work)
-        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        bench = Bench(arguments, work, stack)
-        for name, row in ROWS.items():
-            if name in only:
-                say(f"save: {name}")
-                row(bench)
-        about = machine(arguments, work)
-    report(arguments, about, bench.table)
+    about = "Saving through a mount beside the plain file on the same disk, each taking its turn."
+    size = {"type": int, "default": 1000, "metavar": "MB", "help": "of the file in the row write (1000)"}
+    run_rows("save", about, ROWS, Bench, size=size)
 
 
 if __name__ == "__main__":
