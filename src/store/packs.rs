@@ -12,7 +12,7 @@
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
 use std::collections::hash_map::Entry::{Occupied, Vacant};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -106,6 +106,42 @@ impl State {
         }
     }
 
+    /// Names that are not indexed yet, and indexed packs whose names are gone, in a directory of these. `None` where one
+    /// is gone that was not as it should be.
+    fn changes(&self, names: &[String]) -> Option<(Vec<String>, Vec<Arc<Pack>>)> {
+        let gone = |name: &String| names.binary_search(name).is_err();
+        if self.findings.keys().chain(self.later.keys()).any(gone) {
+            return None;
+        }
+        let new = names.iter().filter(|n| !self.packs.contains_key(*n)).cloned().collect();
+        Some((new, self.packs.values().filter(|p| gone(&p.name)).cloned().collect()))
+    }
+
+    /// Whether all that is read from some packs is in others.
+    fn are_all_in(&self, packs: &[Arc<Pack>], others: &[Loaded]) -> bool {
+        if packs.is_empty() {
+            return true;
+        }
+        let keys: HashSet<u64> = packs.iter().map(|p| p.key).collect();
+        let others: HashSet<(Kind, Id)> = others.iter().flat_map(Loaded::entries).map(|e| (e.kind, e.id)).collect();
+        [Kind::Object, Kind::Recipe, Kind::Version].into_iter().all(|kind| {
+            let is_in = |(id, place): (&Id, &Place)| !keys.contains(&place.pack.key) || others.contains(&(kind, *id));
+            self.of(kind).iter().all(is_in)
+        })
+    }
+
+    /// Takes packs out, and what is read from them.
+    fn forget(&mut self, packs: &[Arc<Pack>]) {
+        if packs.is_empty() {
+            return;
+        }
+        let keys: HashSet<u64> = packs.iter().map(|p| p.key).collect();
+        for map in [&mut self.objects, &mut self.recipes, &mut self.versions] {
+            map.retain(|_, place| !keys.contains(&place.pack.key));
+        }
+        packs.iter().for_each(|p| drop(self.packs.remove(&p.name)));
+    }
+
     fn add(&mut self, loaded: Loaded) {
         match loaded {
             Loaded::Index(pack, entries, findings) => {
@@ -153,9 +189,8 @@ enum Loaded {
 }
 
 impl Loaded {
-    /// About how many objects it has.
-    fn objects(&self) -> usize {
-        if let Loaded::Index(_, entries, _) = self { entries.len() } else { 0 }
+    fn entries(&self) -> &[Entry] {
+        if let Loaded::Index(_, entries, _) = self { entries } else { &[] }
     }
 }
 
@@ -205,20 +240,18 @@ impl Packs {
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let names = pack_names(&*self.disk, &self.dir)?;
-        let vanished = {
-            let state = self.state();
-            let mut known = state.packs.keys().chain(state.findings.keys()).chain(state.later.keys());
-            known.any(|n| names.binary_search(n).is_err())
-        };
-        if vanished {
-            return self.reload(&names);
-        }
-        let new: Vec<_> = names.into_iter().filter(|n| !self.state().packs.contains_key(n)).collect();
+        let Some((new, vanished)) = self.state().changes(&names) else { return self.reload(&names) };
         let loaded = parallel::map(&new, |n| self.load(n));
+        if !self.state().are_all_in(&vanished, &loaded) {
+            return self.reload(&names); // A pack that stayed may have what is not in the new ones.
+        }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.objects.reserve(loaded.iter().map(Loaded::objects).sum());
+        state.forget(&vanished);
+        state.objects.reserve(loaded.iter().map(|l| l.entries().len()).sum());
         loaded.into_iter().for_each(|l| state.add(l));
-        self.moves.fetch_add(std::mem::take(&mut state.replaced) as u64, Ordering::Relaxed);
+        let moved = std::mem::take(&mut state.replaced) || !vanished.is_empty();
+        self.moves.fetch_add(moved as u64, Ordering::Relaxed);
+        vanished.iter().for_each(|pack| drop(self.files.remove(&pack.key)));
         Ok(())
     }
 
@@ -230,6 +263,7 @@ impl Packs {
     fn reload(&self, names: &[String]) -> Result<()> {
         let mut state = State::default();
         parallel::map(names, |n| self.load(n)).into_iter().for_each(|l| state.add(l));
+        state.replaced = false;
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         self.moves.fetch_add(1, Ordering::Relaxed);
         self.files.clear();

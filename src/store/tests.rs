@@ -293,6 +293,35 @@ fn packs_come_and_go() {
     read(&packs, (Kind::Object, a.0.id)).unwrap();
 }
 
+/// What any two of these do to the directory of packs, a refresh finds as an opening would.
+#[test]
+fn a_refresh_finds_what_an_opening_finds() {
+    let objects: Vec<_> = (1..=3).map(|n| object(n, 10)).collect();
+    for order in 0..64 {
+        let (sim, disk) = new_disk(1);
+        let sealed = |which: usize| {
+            let mut w = PackWriter::create(disk.clone(), Path::new(DIR)).unwrap();
+            objects.iter().enumerate().filter(|(i, _)| which >> i & 1 == 1).for_each(|(_, o)| put(&mut w, o).unwrap());
+            w.seal().unwrap().name
+        };
+        let held = packs(&disk);
+        for which in [order & 7, order >> 3, 7] {
+            let names = [sealed(which), sealed(order & 7)];
+            held.refresh().unwrap();
+            sim.lose(&path(&names[order % 2]));
+            let moves = held.moves();
+            held.refresh().unwrap();
+            assert!(held.moves() > moves);
+            let (opened, none) = (packs(&disk), Vec::<Finding>::new());
+            for (o, _) in &objects {
+                assert_eq!(held.pack_of_object(&o.id), opened.pack_of_object(&o.id), "{order}");
+                assert_eq!(read(&held, (Kind::Object, o.id)).is_ok(), held.has_object(&o.id));
+            }
+            assert_eq!((held.pack_names(), held.findings()), (opened.pack_names(), none));
+        }
+    }
+}
+
 #[test]
 fn a_pack_of_a_later_mgit_is_refused_and_the_others_are_not() {
     let (sim, disk, ids, _) = tiny();
