@@ -26,6 +26,8 @@ const NAME: &str = "000001.log";
 const NUMBER: [u8; 8] = 1u64.to_le_bytes();
 /// Bytes of a frame before its payload.
 const FRAME: usize = 12;
+/// Bytes that are hashed in a search for whole frames: enough for whatever a crash leaves. What takes more was made to.
+const SEARCHED: u64 = 1 << 30;
 const FAILED_BEFORE: StoreError = StoreError::Misuse("the journal failed before: open it again");
 
 /// A place between two frames: where it is, and the check of the frame before it.
@@ -109,16 +111,39 @@ fn walk(bytes: &[u8], at: Position, f: &mut dyn FnMut(&[u8], Position) -> Result
     }
 }
 
+/// A search of bytes that begin with a damaged or torn frame for one that follows it.
+struct Search<'a> {
+    rest: &'a [u8],
+    /// What that one's check may cover.
+    chains: Vec<[u8; 8]>,
+    /// Bytes that may still be hashed; none: it was given up.
+    left: u64,
+}
+
+impl<'a> Search<'a> {
+    fn new(rest: &'a [u8], before: [u8; 8]) -> Search<'a> {
+        let computed = payload_of(rest).map(|p| check8(&[&before, &rest[..4], p]));
+        let chains = check_of(rest).into_iter().chain(computed).collect();
+        Search { rest, chains, left: SEARCHED + 64 * rest.len() as u64 }
+    }
+
+    /// What the frame at `at` follows, if one is there.
+    fn follows(&mut self, at: usize) -> Option<[u8; 8]> {
+        let rest = &self.rest[at..];
+        let hashed = payload_of(rest)?.len() * self.chains.len();
+        self.left = self.left.saturating_sub(hashed as u64);
+        self.chains.iter().copied().find(|&c| self.left > 0 && frame_after(rest, c).is_some())
+    }
+}
+
 /// Whether bytes after the last whole frame cannot be a torn append. A torn append is part of one frame, so
 /// neither a whole frame's events nor a frame that follows another can be in it.
 fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
     if (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
         return true;
     }
-    let stored = check_of(rest);
-    let computed = payload_of(rest).map(|p| check8(&[&before, &rest[..4], p]));
-    let chains: Vec<_> = stored.into_iter().chain(computed).collect();
-    (FRAME..rest.len()).any(|at| chains.iter().any(|&c| frame_after(&rest[at..], c).is_some()))
+    let mut search = Search::new(rest, before);
+    (FRAME..rest.len()).any(|at| search.follows(at).is_some()) || search.left == 0
 }
 
 /// What can be read of a journal that is damaged.
@@ -176,10 +201,8 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
 
 /// Where in `rest`, which begins with a damaged frame, the next one begins, and what its check covers if that is known.
 fn next_frame(rest: &[u8], before: [u8; 8]) -> Option<(u64, [u8; 8])> {
-    let computed = payload_of(rest).map(|p| check8(&[&before, &rest[..4], p]));
-    let chains: Vec<_> = check_of(rest).into_iter().chain(computed).collect();
-    let follows = |at: usize| chains.iter().copied().find(|&c| frame_after(&rest[at..], c).is_some());
-    let at = |at: usize| Some((at as u64, follows(at)?));
+    let mut search = Search::new(rest, before);
+    let at = |at: usize| Some((at as u64, search.follows(at)?));
     (1..rest.len()).find_map(at).or_else(|| {
         let orphaned = |at: &usize| payload_of(&rest[*at..]).is_some_and(holds_events);
         (1..rest.len()).find(orphaned).map(|at| (at as u64, [0; 8]))
@@ -464,6 +487,15 @@ mod tests {
             sim.write(Path::new(LOG), &whole[..cut as usize]);
             assert!(open(&sim).and_then(|j| all(&j, Some(at[2]))).is_err(), "{cut}");
         }
+    }
+
+    #[test]
+    fn a_search_for_frames_ends_however_the_bytes_were_chosen() {
+        let (sim, _) = written(2);
+        let lengths = [0u8, 0, 1, 0].repeat(1 << 18); // at each of four places a frame might be of 64 KiB
+        sim.write(Path::new(LOG), &[sim.read(Path::new(LOG)), lengths].concat());
+        assert!(matches!(all(&open(&sim).unwrap(), None), Err(StoreError::Damaged { .. })));
+        assert_eq!(salvage(&sim, Path::new("/j")).unwrap().frames.len(), 2);
     }
 
     #[test]

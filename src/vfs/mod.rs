@@ -253,7 +253,7 @@ impl<S: Source> Vfs<S> {
         let fixed = matches!(&parent, Node::Inside(version, _) if !version.settled);
         let nothing = Found::Nothing(if fixed { FOREVER } else { Duration::ZERO });
         let _gate = self.drafts.as_ref().map(|d| d.area.enter());
-        let Some(name) = name.to_str() else { return Ok(nothing) };
+        let Ok(name) = write::plain(name) else { return Ok(nothing) };
         match self.child(&parent, name)? {
             Some((node, hash)) => Ok(Found::Entry(self.entry(&node, hash)?)),
             None => Ok(nothing),

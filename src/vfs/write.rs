@@ -85,7 +85,8 @@ fn os<T>(errno: i32) -> Result<T, VfsError> {
     Err(VfsError::Os(errno))
 }
 
-fn plain(name: &OsStr) -> Result<&str, VfsError> {
+/// One name of a directory, and no way to elsewhere.
+pub(super) fn plain(name: &OsStr) -> Result<&str, VfsError> {
     let name = name.to_str().ok_or(VfsError::Os(libc::EILSEQ))?;
     match name.len() {
         _ if !is_name(name) => Err(VfsError::Invalid),

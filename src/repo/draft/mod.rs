@@ -21,7 +21,8 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::engine::{Engine, label};
 use super::origin::Move;
@@ -50,6 +51,7 @@ const TICK: Duration = Duration::from_millis(20);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Slot {
     pub model: ModelName,
+    #[serde(deserialize_with = "read_name")]
     pub name: String,
 }
 
@@ -79,6 +81,12 @@ impl std::fmt::Display for Slot {
 /// A name that stands directly in a directory.
 pub fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+/// A slot's name that another process sends.
+fn read_name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let name = String::deserialize(d)?;
+    if is_name(&name) { Ok(name) } else { Err(D::Error::custom(format_args!("bad name '{}'", printable(&name)))) }
 }
 
 /// A draft, for a list of them.
