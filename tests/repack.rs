@@ -17,7 +17,7 @@ use mgit::repo::progress::Silent;
 use mgit::repo::repack::{Step, Target, Web, step};
 use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::{Fault, SimDisk};
-use mgit::store::{Catalog, lock_exclusive};
+use mgit::store::{Catalog, RealDisk, lock_exclusive};
 
 /// Each tuned from the one before.
 fn line(n: usize) -> Vec<Vec<Tensor>> {
@@ -198,4 +198,26 @@ fn an_import_that_came_meanwhile_makes_the_step_start_anew() {
     let target = Target { version: ids[1], bases: vec![ids[0]] };
     let done = step(&engine.repo, &mut web, &target, Effort::Fast, &Silent).unwrap();
     assert!(done.is_some(), "the same tensors were stored already: nothing new came");
+}
+
+#[test]
+fn what_gc_frees_meanwhile_is_left() {
+    let b = Bench::new();
+    for (name, tensors) in ["base", "child"].into_iter().zip(line(2)) {
+        write_model(&b.path("in").join(name), &tensors);
+        b.ok(&["import", b.path("in").join(name).to_str().unwrap(), "--no-parent"]);
+    }
+    let id = |name: &str| b.json(&["show", name])["id"].as_str().unwrap().parse::<Id>().unwrap();
+    let open = || Repo::open(&b.repo(), Arc::new(RealDisk), 1 << 20).unwrap();
+    let (repo, mut web) = (open(), Web::of(&open()).unwrap()); // it has no pack open
+    let (parent, child) = (id("base"), id("child"));
+    b.ok(&["rm", "base"]);
+    b.ok(&["gc"]);
+    let work = |version, bases: &[Id], web: &mut Web| {
+        step(&repo, web, &Target { version, bases: bases.to_vec() }, Effort::Fast, &Silent)
+    };
+    assert!(work(parent, &[], &mut web).unwrap().is_none(), "it was there when the work began");
+    web = Web::of(&repo).unwrap();
+    assert_eq!(work(parent, &[], &mut web).unwrap().unwrap().tensors, 0);
+    assert_eq!(work(child, &[parent], &mut web).unwrap().unwrap().tensors, 0);
 }

@@ -28,8 +28,8 @@ use crate::model::layout;
 use crate::model::object::{Base, MAX_COST, ObjectRecord};
 use crate::model::recipe::Extent;
 use crate::model::record::FileEntry;
-use crate::store::gate;
 use crate::store::pack::{Kind, PackWriter};
+use crate::store::{StoreError, gate};
 
 /// A version, and those that it may be built on, the first first.
 pub struct Target {
@@ -144,8 +144,25 @@ impl Web {
     }
 }
 
-/// One step. `None` when what came meanwhile made its work worthless: it can be tried again, with the web made anew.
+/// One step. `None` when what came or went meanwhile made its work worthless: it can be tried again, with the web made
+/// anew. Nothing is done to a version that gc has freed.
 pub fn step(
+    repo: &Arc<Repo>,
+    web: &mut Web,
+    target: &Target,
+    effort: Effort,
+    progress: &dyn Progress,
+) -> Result<Option<Step>, RepoError> {
+    if !repo.packs.has_version(&target.version) {
+        return Ok(Some(Step::default()));
+    }
+    match try_step(repo, web, target, effort, progress) {
+        Err(RepoError::Store(StoreError::Missing { .. })) => Ok(None),
+        done => done,
+    }
+}
+
+fn try_step(
     repo: &Arc<Repo>,
     web: &mut Web,
     target: &Target,

@@ -124,6 +124,11 @@ impl RepoSource {
         self.remembered(|m| m.versions.get(model).cloned(), ask, put)
     }
 
+    /// Whether it was removed: then gc may have freed what is read of it.
+    fn is_gone(&self, id: &Id) -> bool {
+        self.engine.catalog().by_id(id).is_ok_and(|head| head.is_none_or(|h| h.removed))
+    }
+
     fn memo(&self) -> MutexGuard<'_, Memo> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +174,10 @@ impl Source for RepoSource {
     }
 
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError> {
-        told(self.engine.repo.record(id)).map(Arc::new)
+        match self.engine.repo.record(id) {
+            Err(_) if self.is_gone(id) => Err(ReadError::Gone),
+            read => told(read).map(Arc::new),
+        }
     }
 
     fn stored_bytes(&self, id: &Id) -> Result<Arc<Vec<u64>>, ReadError> {
