@@ -1,5 +1,6 @@
 //! `mgit fsck`
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use serde_json::json;
 
 use super::{Global, out};
 use crate::control::{Request, Response, Session};
+use crate::model::id::Id;
 use crate::model::name::VersionRef;
 use crate::repo::fsck::{Depth, Finding, Report, check};
 use crate::repo::repair::{self, Mended};
@@ -79,7 +81,7 @@ fn checked(repo: &Arc<Repo>, mut session: Session, a: &Args, mended: &mut Mended
     if a.rebuild {
         session.call(Request::Rebuild)?;
     }
-    let living = ask!(session, Request::List, Response::Heads(h) => h)?;
+    let mut living = ask!(session, Request::List, Response::Heads(h) => h)?;
     let depth = match &a.version {
         Some(v) => Depth::Version(ask!(session, Request::Resolve(v.clone()), Response::Head(h) => h)?.id),
         None if a.quick => Depth::Quick,
@@ -95,7 +97,13 @@ fn checked(repo: &Arc<Repo>, mut session: Session, a: &Args, mended: &mut Mended
     if a.repair {
         mended.lines.extend(mend(repo, &living, a, &bar)?);
     }
-    let mut report = check(repo, &living, depth, &bar)?;
+    let mut report = loop {
+        let report = check(repo, &living, depth, &bar)?;
+        // What was removed meanwhile gc may have freed.
+        if report.ok || !forget_removed(repo, &mut living)? {
+            break report;
+        }
+    };
     bar.done();
     report.findings.extend(stale.into_iter().map(|what| Finding {
         kind: "catalog".to_owned(),
@@ -106,6 +114,15 @@ fn checked(repo: &Arc<Repo>, mut session: Session, a: &Args, mended: &mut Mended
         report.findings.extend(check_files(repo, &files));
     }
     Ok(report)
+}
+
+/// Drops the versions that live no longer; whether there were any.
+fn forget_removed(repo: &Arc<Repo>, living: &mut Vec<Head>) -> Result<bool> {
+    let now = ask!(Session::open(repo)?, Request::List, Response::Heads(h) => h)?;
+    let (now, before): (HashSet<Id>, usize) = (now.iter().map(|h| h.id).collect(), living.len());
+    living.retain(|h| now.contains(&h.id));
+    repo.refresh()?;
+    Ok(living.len() < before)
 }
 
 fn mend(repo: &Arc<Repo>, living: &[Head], a: &Args, bar: &out::Bar) -> Result<Vec<String>> {

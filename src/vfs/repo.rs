@@ -124,9 +124,10 @@ impl RepoSource {
         self.remembered(|m| m.versions.get(model).cloned(), ask, put)
     }
 
-    /// Whether it was removed: then gc may have freed what is read of it.
-    fn is_gone(&self, id: &Id) -> bool {
-        self.engine.catalog().by_id(id).is_ok_and(|head| head.is_none_or(|h| h.removed))
+    /// What was read of a version. If that was removed, gc may have freed it: then it is gone, and nothing is wrong.
+    fn told_of<T>(&self, id: &Id, read: Result<T, RepoError>) -> Result<T, ReadError> {
+        let lives = || self.engine.catalog().by_id(id).is_ok_and(|head| head.is_some_and(|h| !h.removed));
+        if read.is_ok() || lives() { told(read) } else { Err(ReadError::Gone) }
     }
 
     fn memo(&self) -> MutexGuard<'_, Memo> {
@@ -174,14 +175,11 @@ impl Source for RepoSource {
     }
 
     fn record(&self, id: &Id) -> Result<Arc<VersionRecord>, ReadError> {
-        match self.engine.repo.record(id) {
-            Err(_) if self.is_gone(id) => Err(ReadError::Gone),
-            read => told(read).map(Arc::new),
-        }
+        self.told_of(id, self.engine.repo.record(id)).map(Arc::new)
     }
 
     fn stored_bytes(&self, id: &Id) -> Result<Arc<Vec<u64>>, ReadError> {
-        told(self.charges().and_then(|charges| charges.of_version(id)))
+        self.told_of(id, self.charges().and_then(|charges| charges.of_version(id)))
     }
 
     fn parents_text(&self, id: &Id) -> Result<String, ReadError> {
