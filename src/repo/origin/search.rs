@@ -30,36 +30,49 @@ pub fn index(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Re
     if !SketchFile::exists(&repo.disk, &repo.dir) && ask.since(0)?.is_empty() {
         return Ok(vec![]);
     }
-    let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
-    let mut versions = file.read()?;
-    complete(repo, ask, progress, &mut file, &mut versions)?;
-    Ok(versions)
+    complete(repo, ask, progress, true)
 }
 
 /// Sketches what was committed since, without a look at the others.
 pub fn remember(repo: &Arc<Repo>, ask: &mut dyn Ask, progress: &dyn Progress) -> Result<(), RepoError> {
-    let mut file = SketchFile::open(&repo.disk, &repo.dir)?;
-    complete(repo, ask, progress, &mut file, &mut vec![])
+    complete(repo, ask, progress, false).map(drop)
 }
 
-/// Adds those that are missing to the file and to `versions`.
+/// The file, what it holds if that is to be `read`, and the versions that are missing in it. Nobody is asked while it is
+/// locked: to answer takes the repository, and who has that may be waiting for the file.
+fn missing(repo: &Repo, ask: &mut dyn Ask, read: bool) -> Result<(SketchFile, Vec<VersionSketch>, Vec<Id>), RepoError> {
+    let open = || SketchFile::open(&repo.disk, &repo.dir);
+    let mut from = open()?.count.saturating_sub(1);
+    loop {
+        let mut ids = ask.since(from as u64)?;
+        let mut file = open()?;
+        let versions = if read { file.read()? } else { vec![] };
+        let now = file.count.saturating_sub(1);
+        if now < from || now - from > ids.len() {
+            from = now; // It was cut, or holds more than was told.
+            continue;
+        }
+        ids.drain(..now - from);
+        match (file.last, ids.first()) {
+            (None, _) => return Ok((file, versions, ids)),
+            (Some(last), Some(first)) if last == *first => {
+                ids.remove(0);
+                return Ok((file, versions, ids));
+            }
+            _ => file.clear()?, // It is of another order of commits.
+        }
+        from = 0;
+    }
+}
+
+/// Adds those that are missing to the file, and to what was read of it.
 fn complete(
     repo: &Arc<Repo>,
     ask: &mut dyn Ask,
     progress: &dyn Progress,
-    file: &mut SketchFile,
-    versions: &mut Vec<VersionSketch>,
-) -> Result<(), RepoError> {
-    let mut ids = ask.since(file.count.saturating_sub(1) as u64)?;
-    match (file.last, ids.first()) {
-        (None, _) => {}
-        (Some(last), Some(first)) if last == *first => drop(ids.remove(0)),
-        _ => {
-            file.clear()?;
-            versions.clear();
-            ids = ask.since(0)?;
-        }
-    }
+    read: bool,
+) -> Result<Vec<VersionSketch>, RepoError> {
+    let (mut file, mut versions, ids) = missing(repo, ask, read)?;
     for some in ids.chunks(STEP) {
         progress.check()?;
         let made: Vec<VersionSketch> = some.par_iter().map(|id| sketch_of(repo, id)).collect();
@@ -68,7 +81,7 @@ fn complete(
         }
         versions.extend(made);
     }
-    Ok(())
+    Ok(versions)
 }
 
 /// One that cannot be read has no sketches.
