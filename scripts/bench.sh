@@ -14,6 +14,8 @@
 # Writing a checkpoint through a mount beside the plain file, committing it beside an import, and what readers keep.
 #   scripts/bench.sh merge [--rounds N] [--only METHOD,…] [--json]
 # Two models merged cold beside reading both from a cold mount; the memory that takes, and what the result adds.
+#   scripts/bench.sh lossy [--rounds N] [--only ROW,…] [--json]
+# Lossy storage within 1e-4 and at the largest bound that a test lets pass, beside the scheme of the MGit paper.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -75,7 +77,7 @@ case ${1:-} in
     codec) shift && codec "$@" ;;
     read) shift && reading "$@" ;;
     lineage) shift && lineage "$@" ;;
-    save | merge) through_mount "$@" ;;
+    save | merge | lossy) through_mount "$@" ;;
 esac
 
 # Only the table, or the JSON, is for standard output.

@@ -21,12 +21,12 @@ class Bench:
         self.table, self.made = Table(), 0
         self.base, self.tuned = arguments.models / BASE, arguments.models / TUNED
 
-    def repository(self, mount=True):
-        """A new repository with the base model in it."""
+    def repository(self, mount=True, base=None):
+        """A new repository with the base model in it, or another one."""
         self.made += 1
         mgit = Mgit(self.arguments.mgit, self.work / f"repo{self.made}", self.work / f"mount{self.made}")
         run(mgit.binary, "init", mgit.repo)
-        mgit("import", self.base, "--as", "base", "--no-parent")
+        mgit("import", base or self.base, "--as", "base", "--no-parent")
         if mount:
             self.stack.callback(mgit.umount)
             mgit.mount()

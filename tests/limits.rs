@@ -92,6 +92,8 @@ fn many(b: &Bench, n: u64) {
             previous: Some(previous),
             guess: false,
             settled: false,
+            lossy: false,
+            replaces: None,
             parents: vec![],
         });
         previous = id;

@@ -74,6 +74,8 @@ enum Step {
         input: usize,
         again: Option<Id>,
     },
+    /// A lossy version in the place of the exact one.
+    Lossy(Id, usize),
     Seal(Id),
     Recipe(Id, Option<usize>),
     Update(Id, Id),
@@ -118,6 +120,32 @@ struct World {
     tags: BTreeMap<(String, String), Id>,
     recipes: BTreeMap<Id, Build>,
     update: Option<Cascade>,
+}
+
+impl World {
+    /// Who lives under the name of a removed version.
+    fn owner(&self, gone: &Id) -> Option<Id> {
+        let v = &self.versions[gone];
+        let is =
+            |(id, o): &(&Id, &Version)| *id != gone && !o.removed && (&o.model, &o.version) == (&v.model, &v.version);
+        self.versions.iter().find(is).map(|(id, _)| *id)
+    }
+
+    /// One goes, and all that hung on it hangs on its heir.
+    fn inherit(&mut self, old: Id, heir: Id) {
+        for v in self.versions.values_mut() {
+            if v.parents.remove(&old) {
+                v.parents.insert(heir);
+            }
+            v.previous = v.previous.map(|p| if p == old { heir } else { p });
+        }
+        let model = self.versions[&old].model.clone();
+        let tags = self.tags.iter_mut().filter(|((m, _), id)| *m == model && **id == old);
+        tags.for_each(|(_, id)| *id = heir);
+        let recipe = self.recipes.get(&old).cloned();
+        self.recipes.extend(recipe.map(|r| (heir, r)));
+        self.versions.get_mut(&old).unwrap().removed = true;
+    }
 }
 
 /// What was done, beside what can be seen.
@@ -253,7 +281,7 @@ impl Run<'_> {
                 _ => self.import(&living),
             };
         }
-        match self.below(26) {
+        match self.below(28) {
             0..=6 => self.import(&living),
             7..=8 => {
                 let mut gone = self.some_of(&living, 2);
@@ -284,6 +312,7 @@ impl Run<'_> {
             21 => Step::Seal(one(self)),
             22 => Step::Recipe(one(self), Some(self.below(4)).filter(|n| *n < 3)),
             23 => Step::Update(one(self), one(self)),
+            25..=26 => Step::Lossy(one(self), self.below(7)),
             24 => Step::Progress(State::Failed { why: "it had to".to_owned() }),
             _ => Step::Reopen,
         }
@@ -319,6 +348,7 @@ impl Run<'_> {
             Step::Import { model, input, parents, previous, with } => {
                 return self.take_import(MODELS[*model], *input, parents, *previous, with, expect);
             }
+            Step::Lossy(old, input) => return self.take_lossy(*old, *input, expect),
             Step::Settle { model, input, again } => return self.take_settle(MODELS[*model], *input, *again, expect),
             Step::Gc { grace, percent } => {
                 let grace = if *grace { Duration::MAX } else { Duration::ZERO };
@@ -399,6 +429,25 @@ impl Run<'_> {
         engine.publish_draft(event, &[]).map(drop)
     }
 
+    fn take_lossy(&self, old: Id, input: usize, (world, past): &mut (World, Past)) -> Result<(), RepoError> {
+        let (engine, v) = (self.engine(), world.versions[&old].clone());
+        let importer = self.i.lab.open(&self.sim, 1 << 19)?;
+        let from = self.i.lab.input(&input.to_string());
+        let name = self.reference(&old).to_string();
+        let parents: Vec<Id> = engine.catalog().parents(&old)?.iter().map(|p| p.id).collect();
+        let mut prepared = self.i.lab.prepare(&importer, &from, &name, &parents, v.previous)?;
+        prepared.replaces = Some(old);
+        let mut event = prepared.event();
+        if let Event::Commit { lossy, .. } = &mut event {
+            *lossy = true;
+        }
+        world.versions.insert(prepared.id, Version { settled: false, ..v });
+        world.inherit(old, prepared.id);
+        past.removals.push(vec![old]);
+        past.inputs.insert(prepared.id, input);
+        engine.replace(event, vec![]).map(drop)
+    }
+
     fn take_work(&self, step: &Step, world: &mut World) -> Result<(), RepoError> {
         let engine = self.engine();
         match step {
@@ -439,6 +488,9 @@ impl Run<'_> {
             }
             Step::Undo => {
                 for id in past.removals.pop().unwrap_or_default() {
+                    if let Some(heir) = world.owner(&id) {
+                        world.inherit(heir, id);
+                    }
                     world.versions.get_mut(&id).unwrap().removed = false;
                 }
                 answer(engine, &Ask::Undo)?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::lossy::{LossyArgs, Made, Original, gate_words, make, words};
 use super::{Global, out};
 use crate::ask;
 use crate::codec;
@@ -18,10 +19,11 @@ use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef};
 use crate::model::record::{EntryKind, Origin, ParentEdge, Relation};
+use crate::model::test::TestResult;
 use crate::repo::Head;
 use crate::repo::draft::Job;
 use crate::repo::engine::{Above, label};
-use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, hash_draft, prepare, rename_prepared};
+use crate::repo::import::{Hashed, ImportSpec, Prepared, hash_all, hash_draft, id_of, prepare, rename_prepared};
 use crate::repo::origin::{self, Ask, Move, New};
 use crate::repo::work::{Answer, Ask as About, Publication};
 use crate::repo::{Repo, RepoError, hash, progress, walk};
@@ -65,6 +67,8 @@ pub struct Args {
     /// A file that the recipe needs; may be repeated
     #[arg(long = "recipe-file", value_name = "F", requires = "recipe")]
     recipe_files: Vec<String>,
+    #[command(flatten)]
+    lossy: LossyArgs,
     /// Import every model directory below PATH (in a Hugging Face cache, every snapshot)
     #[arg(long)]
     each: bool,
@@ -254,6 +258,7 @@ fn same_files(repo: &Arc<Repo>, id: &Id, path: &Path) -> Result<bool> {
 
 fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) -> Result<Value> {
     let start = Instant::now();
+    let lossy = a.lossy.wanted()?;
     refuse_own_mount(turn.session()?, path)?;
     let version = new_version(turn.session()?, &name)?;
     let mut place = resolve(turn.session()?, a, &name.model, version)?;
@@ -262,16 +267,50 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
     let hashed = hash_all(&turn.repo, path, &bar)?;
     place.look(turn, a, &name.model, &hashed, &bar)?;
-    let prepared = prepare(&turn.repo, &spec_of(a, &name.model, &place), &hashed, &bar)?;
+    let mut spec = spec_of(a, &name.model, &place);
+    let made = if lossy { make_lossy(turn, a, &spec, &place, &hashed, &bar)? } else { None };
+    spec.lossy = made.as_ref().map(|m| m.lossy.clone());
+    let (hashed, results) = made.as_ref().map_or((&hashed, vec![]), |m| (&m.hashed, m.results.clone()));
+    let prepared = prepare(&turn.repo, &spec, hashed, &bar)?;
     bar.done();
-    let prepared = publish_with(turn, prepared, &place.moves, recipe, name.version.is_none())?;
+    let prepared = publish_with(turn, prepared, &place.moves, (recipe, results), name.version.is_none())?;
     turn.repo.packs.refresh()?;
     origin::remember(&turn.repo.clone(), turn, &bar);
     let seconds = start.elapsed().as_secs_f64();
     if tell {
         tell_import(&prepared, &place, seconds)?;
+        if lossy && made.is_none() {
+            out::print_lines(["  exact: nothing takes less within the bound"])?;
+        }
     }
     Ok(report(&prepared, &place, seconds))
+}
+
+/// The same with its weights moved, if it passes the gate.
+fn make_lossy(
+    turn: &mut Turn,
+    a: &Args,
+    spec: &ImportSpec,
+    place: &Place,
+    hashed: &Hashed,
+    bar: &out::Bar,
+) -> Result<Option<Made>> {
+    turn.release();
+    let repo = turn.repo.clone();
+    repo.refresh()?;
+    let name = |h: &Head| (h.model.clone(), h.version.clone());
+    let original = Original {
+        entries: hashed.entries(),
+        model: &spec.model,
+        version: &spec.version,
+        id: id_of(&repo, spec, hashed),
+        stored: false,
+        bases: spec.bases(),
+        parents: place.parents.iter().map(|(h, _)| name(h)).collect(),
+        previous: place.previous.as_ref().map(name),
+        otherwise: "nothing was stored",
+    };
+    make(&repo, &a.lossy, &original, spec.effort, bar)
 }
 
 fn spec_of(a: &Args, model: &ModelName, place: &Place) -> ImportSpec {
@@ -286,6 +325,7 @@ fn spec_of(a: &Args, model: &ModelName, place: &Place) -> ImportSpec {
         near: place.near.clone(),
         message: a.message.clone(),
         effort: a.effort.into(),
+        lossy: None,
     }
 }
 
@@ -312,6 +352,7 @@ pub fn import_draft(g: &Global, job: &Job, settled: bool, tell: bool) -> Result<
         each: false,
         recipe: None,
         recipe_files: vec![],
+        lossy: LossyArgs::default(),
     };
     let model = &job.slot.model;
     turn.held = None;
@@ -475,15 +516,15 @@ fn refuse_own_mount(session: &mut Session, path: &Path) -> Result<()> {
 
 /// Makes the version visible; under the next free name when a default one was taken meanwhile.
 pub(super) fn publish(turn: &mut Turn, prepared: Prepared, moves: &[Move], default_name: bool) -> Result<Prepared> {
-    publish_with(turn, prepared, moves, None, default_name)
+    publish_with(turn, prepared, moves, (None, vec![]), default_name)
 }
 
-/// As [`publish`], with a recipe.
+/// As [`publish`], with a recipe and what tests gave.
 fn publish_with(
     turn: &mut Turn,
     mut prepared: Prepared,
     moves: &[Move],
-    recipe: Option<Build>,
+    (recipe, mut results): (Option<Build>, Vec<TestResult>),
     default_name: bool,
 ) -> Result<Prepared> {
     for _ in 0..100 {
@@ -495,10 +536,11 @@ fn publish_with(
             continue;
         }
         let (commit, moves) = (prepared.event(), moves.to_vec());
-        match recipe {
-            None => ask!(session, Request::Publish(commit, moves), Response::Head(h) => h)?,
-            Some(_) => {
-                let publication = Publication { commit, moves, results: vec![], recipe, step: None };
+        match recipe.is_none() && results.is_empty() {
+            true => ask!(session, Request::Publish(commit, moves), Response::Head(h) => h)?,
+            false => {
+                results.iter_mut().for_each(|r| r.version = prepared.id);
+                let publication = Publication { commit, moves, results, recipe, step: None };
                 work!(session, About::Publish(Box::new(publication)), Answer::Head(h) => h)?
             }
         };
@@ -522,6 +564,10 @@ fn tell_import(p: &Prepared, place: &Place, seconds: f64) -> Result<()> {
         lines.push(format!("  found by content{}: {}", o.sure(), o.evidence));
         lines.extend(o.hints.iter().map(|h| format!("  claimed in {h}")));
     }
+    if let Some(l) = &p.record.lossy {
+        lines.push(format!("  lossy: {}", words(l)));
+        lines.extend(gate_words(l).iter().map(|g| format!("  {g}")));
+    }
     Ok(out::print_lines(lines)?)
 }
 
@@ -532,6 +578,7 @@ fn report(p: &Prepared, place: &Place, seconds: f64) -> Value {
         "parents": place.parents.iter().zip(&p.record.parents).map(related).collect::<Vec<_>>(),
         "previous": place.previous.as_ref().map(out::version),
         "origin": place.origin,
+        "lossy": p.record.lossy,
         "logical_bytes": p.record.logical_bytes(),
         "new_stored_bytes": p.new_stored_bytes,
         "seconds": (seconds * 1000.0).round() / 1000.0,

@@ -49,7 +49,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     if g.json {
         let row = |h: &Head| {
             json!({"model": h.model, "version": h.version, "id": h.id, "created": h.created,
-                "logical_bytes": h.bytes})
+                "logical_bytes": h.bytes, "lossy": h.lossy})
         };
         out::print_json(&json!({"versions": heads.iter().map(row).collect::<Vec<_>>()}))?;
         return Ok(ExitCode::SUCCESS);
@@ -121,7 +121,8 @@ fn list_drafts(g: &Global, drafts: &[Listed]) -> Result<ExitCode> {
 
 fn versions(heads: &[Head], charges: &Charges) -> Vec<Vec<String>> {
     let row = |h: &Head| {
-        let mut cells = vec![h.version.to_string(), h.id.short(), out::ago(h.created)];
+        let version = if h.lossy { format!("{} (lossy)", h.version) } else { h.version.to_string() };
+        let mut cells = vec![version, h.id.short(), out::ago(h.created)];
         cells.extend(out::costs(h.bytes, stored(charges, &h.id)));
         cells
     };

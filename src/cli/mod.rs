@@ -16,6 +16,7 @@ mod init;
 mod kinship;
 mod link;
 mod log;
+mod lossy;
 mod ls;
 mod merge;
 mod mount;

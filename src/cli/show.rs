@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::lossy::{gate_words, words};
 use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
@@ -72,6 +73,11 @@ fn as_text(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Vec<String> {
     lines.extend(record.message.lines().map(|l| fact("message", out::harmless(l))));
     lines.extend(d.parents.iter().map(|(p, e)| fact("parent", format!("{} ({})", name(p), manner(e)))));
     lines.extend(record.merge.iter().map(|m| fact("merge", out::harmless(&manner_of(m)))));
+    if let Some(l) = &record.lossy {
+        lines.push(fact("lossy", words(l)));
+        lines.extend(gate_words(l).into_iter().map(|g| fact("gate", out::harmless(&g))));
+        lines.push(fact("exact", format!("{}, BLAKE3 {}", l.original, l.blake3)));
+    }
     lines.extend(d.previous.iter().map(|p| fact("previous", name(p))));
     if let Some(o) = &record.origin {
         lines.push(fact("origin", out::harmless(&format!("{}{}", o.evidence, o.sure()))));

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
+use super::lossy::words;
 use super::{Global, out};
 use crate::ask;
 use crate::control::{Request, Response};
@@ -43,7 +44,8 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         )])?,
         (false, false) => {
             differences.iter().for_each(|d| eprintln!("mgit: {d}"));
-            eprintln!("mgit: {} is not what {}@{} holds", a.path.display(), head.model, head.version);
+            let lossy = record.lossy.as_ref().map_or_else(String::new, |l| format!(", which is lossy: {}", words(l)));
+            eprintln!("mgit: {} is not what {}@{} holds{lossy}", a.path.display(), head.model, head.version);
         }
     }
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })

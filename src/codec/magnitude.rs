@@ -222,6 +222,9 @@ fn decode_by(
     mut input: &[u8],
     out: &mut [u8],
 ) -> Result<(), Damage> {
+    if !applies(spec) {
+        return Err(Damage("magnitudes of another type"));
+    }
     let (words, noise) = (get_varint(&mut input)?, get_varint(&mut input)?);
     let reader = Reader::new(&mut input, words)?;
     let bits = BitReader::new(take(&mut input, noise)?);

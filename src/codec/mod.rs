@@ -1,4 +1,5 @@
-//! Pure bytes -> bytes: lossless compression of a tensor's blocks, alone or from the same range of base tensors.
+//! Pure bytes -> bytes: lossless compression of a tensor's blocks, alone or from the same range of base tensors. What a
+//! lossy import moves onto a grid first ([`quantize`]) is coded losslessly like any other tensor.
 //!
 //! A tensor is cut into blocks of [`BLOCK`] bytes (the last is shorter), each coded alone, so that a read decodes
 //! only what it touches. What all blocks of a tensor share is a [`Plan`], whose `params` go into the tensor's record.
@@ -6,7 +7,8 @@
 //! more than the block itself. The decoder trusts nothing: whatever the bytes, it fills `out` or says [`Damage`].
 //!
 //! Parameters: u8 0x80, varint length and a formula (formula/), where there is one; then none (the prior tables), or
-//! u8 flags, then tables (tables.rs) where flag 1 is set, then a staircase (stairs.rs) where flag 2 is.
+//! u8 flags, then tables (tables.rs) where flag 1 is set, then a staircase (stairs.rs) where flag 2 is, then an f64, the
+//! step of a grid (stepped.rs), where flag 4 is; the tables are then those of its words.
 //!
 //! Where a child is a formula of its bases (formula/: a mix, a cast, a merged adapter, …), what the formula predicts
 //! stands in for the base.
@@ -24,6 +26,7 @@
 //! | 8   | MASKED   | mask.rs    | yes |
 //! | 9   | PRIOR    | prior.rs   | yes |
 //! | 10  | CHOSEN   | chosen.rs  | yes |
+//! | 11  | STEPPED  | stepped.rs | where it says so |
 
 mod ans;
 mod bits;
@@ -43,6 +46,7 @@ mod sample;
 mod simple;
 mod solo;
 mod stairs;
+mod stepped;
 mod tables;
 mod word;
 
@@ -58,6 +62,7 @@ pub use formula::{
 use stairs::Stairs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+pub use stepped::{Errors, can_step, differences, quantize};
 
 /// Decoded bytes of every block but a tensor's last.
 pub const BLOCK: usize = 1 << 16;
@@ -73,6 +78,7 @@ pub const MAGNITUDES: u8 = 7;
 pub const MASKED: u8 = 8;
 pub const PRIOR: u8 = 9;
 pub const CHOSEN: u8 = 10;
+pub const STEPPED: u8 = 11;
 
 /// A block that keeps so much of its size has hardly been understood.
 const ATYPICAL: f64 = 0.9;
@@ -128,6 +134,8 @@ pub struct Plan {
     effort: Effort,
     tables: Arc<Tables>,
     stairs: Option<Stairs>,
+    /// The blocks lie on the grid of this step around their bases.
+    step: Option<f64>,
     params: Vec<u8>,
     /// A block that stays larger than this is not what the plan was learned from.
     typical: f64,
@@ -135,7 +143,7 @@ pub struct Plan {
 
 /// True when decoding a block with this tag needs its bases.
 pub fn needs_bases(tag: u8) -> bool {
-    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED | PRIOR | CHOSEN)
+    matches!(tag, SAME | GROUPED | RESIDUAL | MASKED | PRIOR | CHOSEN | STEPPED)
 }
 
 /// Starts the parameters of a tensor with a formula.
@@ -150,7 +158,7 @@ pub fn join_params(formula: Option<&Formula>, plan: &Plan, mut tags: impl Iterat
         plane::put_varint(bytes.len(), &mut out);
         out.extend_from_slice(&bytes);
     }
-    if tags.any(|tag| matches!(tag, RESIDUAL | MAGNITUDES | MASKED)) {
+    if tags.any(|tag| matches!(tag, RESIDUAL | MAGNITUDES | MASKED | STEPPED)) {
         out.extend_from_slice(&plan.params());
     }
     out
@@ -181,6 +189,19 @@ impl Plan {
         plan
     }
 
+    /// As [`choose`](Self::choose), for a tensor whose values were moved onto the grid of `step` around what is first among
+    /// their bases ([`quantize`]).
+    pub fn on_grid(spec: Spec, effort: Effort, step: f64, samples: &[(&[u8], Vec<&[u8]>)]) -> Plan {
+        let mut plan = Plan { step: Some(step), ..Plan::prior(spec, effort) };
+        let words = |(raw, bases): &(&[u8], Vec<&[u8]>)| stepped::split(spec, step, raw, bases.first().copied()).0;
+        let words: Vec<Vec<u8>> = samples.iter().map(words).collect();
+        let start = |words: &[u8]| stepped::starts(spec, words.len() / stepped::words(spec).elem.width());
+        let pairs: Vec<(&[u8], &[u8])> = words.iter().map(|w| (&w[..], start(w))).collect();
+        let counts = sample::of_pairs(&plan.grid_model(), &pairs);
+        plan.take_tables(&counts);
+        plan
+    }
+
     /// The plan that says nothing of the tensor.
     fn prior(spec: Spec, effort: Effort) -> Plan {
         Plan {
@@ -188,6 +209,7 @@ impl Plan {
             effort,
             tables: context::PRIOR_TABLES.clone(),
             stairs: None,
+            step: None,
             params: Vec::new(),
             typical: ATYPICAL,
         }
@@ -206,10 +228,15 @@ impl Plan {
             true => sample::of_solo(&self.model(), samples().map(|s| s.0)),
             false => sample::of_pairs(&self.model(), &pairs),
         };
+        self.take_tables(&counts);
+    }
+
+    /// Takes tables for what was counted, if they pay; and writes down all that the plan has.
+    fn take_tables(&mut self, counts: &tables::Counts) {
         let escape = 8.0 * self.spec.elem.width() as f64;
-        let (learned, levels) = tables::learn(&counts);
-        let pays = learned.cost(&counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(&counts, escape);
-        let flags = pays as u8 | (self.stairs.is_some() as u8) << 1;
+        let (learned, levels) = tables::learn(counts);
+        let pays = learned.cost(counts, escape) + 8.0 * (levels.len() as f64) < self.tables.cost(counts, escape);
+        let flags = pays as u8 | (self.stairs.is_some() as u8) << 1 | (self.step.is_some() as u8) << 2;
         if flags > 0 {
             self.params.push(flags);
         }
@@ -220,6 +247,7 @@ impl Plan {
         if let Some(s) = &self.stairs {
             s.write(&mut self.params);
         }
+        self.params.extend(self.step.iter().flat_map(|s| s.to_le_bytes()));
     }
 
     /// The largest share that a few of the samples keep, and a little; ATYPICAL where that says nothing.
@@ -240,6 +268,11 @@ impl Plan {
 
     fn model(&self) -> residual::Model<'_> {
         residual::Model { spec: self.spec, tables: &self.tables, stairs: self.stairs.as_ref() }
+    }
+
+    /// That of the words of a grid.
+    fn grid_model(&self) -> residual::Model<'_> {
+        residual::Model { spec: stepped::words(self.spec), tables: &self.tables, stairs: None }
     }
 
     /// About how many bytes the plan takes in memory once it has decoded a block.
@@ -265,6 +298,11 @@ impl Plan {
             }
             if flags & 2 != 0 {
                 plan.stairs = Some(Stairs::read(spec, &mut input)?);
+            }
+            if flags & 4 != 0 {
+                let step = f64::from_le_bytes(*plane::take(&mut input, 8)?.first_chunk().ok_or(Damage("a step"))?);
+                plan.step = Some(step).filter(|s| s.is_finite() && *s > 0.0 && can_step(spec.elem));
+                plan.step.ok_or(Damage("a step"))?;
             }
             plane::at_end(input)?;
         }
@@ -293,6 +331,13 @@ impl Plan {
             out.truncate(start);
         }
         let mut best = Best::new(raw, out);
+        if let Some(step) = self.step.filter(|_| raw.len().is_multiple_of(width)) {
+            let base = bases.first().copied().filter(|b| b.len() == raw.len());
+            best.offer(STEPPED, |o| stepped::encode(&self.grid_model(), self.spec, step, block, raw, base, o));
+            if best.tag == STEPPED {
+                return STEPPED;
+            }
+        }
         let near = self.nearest(raw, bases);
         self.offer(block, near, &mut best);
         let odd = best.share() > self.typical || self.effort == Effort::Max;
@@ -371,6 +416,10 @@ impl Plan {
             CHOSEN => chosen::decode(self.spec, encoded, bases, out),
             MASKED => mask::decode(&self.model(), block, encoded, bases, out),
             RESIDUAL => residual::decode(&self.model(), true, block, encoded, bases, out),
+            STEPPED => {
+                let step = self.step.ok_or(Damage("no step"))?;
+                stepped::decode(&self.grid_model(), self.spec, step, block, encoded, bases, out)
+            }
             _ => Err(Damage("unknown encoding")),
         }
     }

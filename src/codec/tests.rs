@@ -17,6 +17,7 @@ const ELEMS: [Elem; 12] = [
     Elem::Float { width: 8, mantissa: 52 },
     Elem::Float { width: 8, mantissa: 40 },
 ];
+const F32: Elem = ELEMS[9];
 const EFFORTS: [Effort; 3] = [Effort::Fast, Effort::Default, Effort::Max];
 
 /// A small generator, so that structured blocks need no proptest strategy for each byte.
@@ -250,4 +251,61 @@ fn samples_of_another_kind_do_no_harm() {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 400 }))]
+
+    #[test]
+    fn a_grid_comes_back_and_damage_never_panics(kind in 0..4usize, seed: u64, with_base: bool, zeros in 0..3u32, n in 1..6000usize,
+                                                 size in prop_oneof![Just(1e-6), Just(1e-4), Just(3e-2)], flip in 1..=255u8, at: usize) {
+        let elem = [F32, ELEMS[10], ELEMS[8], ELEMS[7]][kind];
+        let spec = Spec { elem, row_bytes: 96 * elem.width() };
+        let mut rng = Rng(seed | 1);
+        let (mut raw, mut base) = (Vec::new(), Vec::new());
+        for _ in 0..n {
+            let b = 0.05 * rng.normal();
+            element(elem, b, &mut base);
+            let keep = if zeros > 0 && rng.below(3) == 0 { 0.0 } else { 1.0 };
+            element(elem, keep * (b + size * rng.normal()), &mut raw);
+        }
+        let base = with_base.then_some(&base[..]);
+        let (step, mut y) = (2e-4, vec![0; raw.len()]);
+        quantize(elem, &raw, base, step, 1e-4, &mut y);
+        let bases: Vec<&[u8]> = base.into_iter().collect();
+        let plan = Plan::on_grid(spec, Effort::Default, step, &[(&y, bases.clone())]);
+        let mut encoded = Vec::new();
+        let tag = plan.encode(3, &y, &bases, &mut encoded);
+        let stored = join_params(None, &plan, [tag].into_iter());
+        let reader = split_params(spec, &stored).unwrap().1;
+        let mut out = vec![0xAA; y.len()];
+        reader.decode(3, tag, &encoded, &bases, &mut out).unwrap();
+        prop_assert!(out == y);
+        let place = at % encoded.len().max(1);
+        encoded.iter_mut().skip(place).take(1).for_each(|b| *b ^= flip);
+        let _ = reader.decode(3, tag, &encoded, &bases, &mut out);
+        let _ = reader.decode(3, tag, &encoded[..place.min(encoded.len())], &bases, &mut out);
+        let _ = reader.decode(3, tag, &encoded, &[], &mut out);
+    }
+}
+
+/// Of a fine-tune at the bound of the paper, a weight takes about the entropy of its whole number.
+#[test]
+fn a_grid_costs_about_its_entropy() {
+    let mut rng = Rng(5);
+    let (mut raw, mut base, mut counts) = (Vec::new(), Vec::new(), std::collections::HashMap::new());
+    for _ in 0..BLOCK / 4 {
+        let (b, d) = (0.05 * rng.normal(), 2e-4 * rng.normal());
+        element(F32, b, &mut base);
+        element(F32, b + d, &mut raw);
+        *counts.entry((d / 2e-4).round() as i64).or_insert(0) += 1;
+    }
+    let n = (BLOCK / 4) as f64;
+    let entropy: f64 = counts.values().map(|&c| -(c as f64) * (c as f64 / n).log2() / 8.0).sum();
+    let mut y = vec![0; BLOCK];
+    quantize(F32, &raw, Some(&base), 2e-4, 1e-4, &mut y);
+    let plan = Plan::on_grid(Spec { elem: F32, row_bytes: 1024 }, Effort::Default, 2e-4, &[(&y, vec![&base])]);
+    let mut out = Vec::new();
+    assert_eq!(plan.encode(0, &y, &[&base], &mut out), STEPPED);
+    assert!((out.len() as f64) < 1.03 * entropy + 64.0, "{} {entropy}", out.len());
 }

@@ -36,6 +36,12 @@ pub enum Event {
         /// Made by settling: it may be written again, and then gives its name to what takes its place.
         #[serde(default, skip_serializing_if = "is_false")]
         settled: bool,
+        /// Its record says so.
+        #[serde(default, skip_serializing_if = "is_false")]
+        lossy: bool,
+        /// The version whose place in the model's order it takes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaces: Option<Id>,
         parents: Vec<ParentEdge>,
     },
     /// A settled version is from now on as final as any other.
@@ -51,7 +57,7 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<Timestamp>,
     },
-    /// A removed version is back.
+    /// A removed version is back, and has its name again.
     Restore {
         model: ModelName,
         version: VersionName,

@@ -1,5 +1,5 @@
 //! Pure values: ids, names, the layout of safetensors files, recipes, version records, journal events,
-//! the lineage, drawings and places of it, and tables. No I/O.
+//! the lineage, drawings and places of it, what a lossy version says of itself, and tables. No I/O.
 pub mod bisect;
 pub mod build;
 pub mod cascade;
@@ -11,6 +11,7 @@ pub mod graph;
 pub mod id;
 pub mod layout;
 pub mod lineage;
+pub mod lossy;
 pub mod name;
 pub mod number;
 pub mod object;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::id::Id;
+use super::lossy::Lossy;
 use super::name::{ModelName, VersionName, safe_path};
 
 /// How a child came from a parent.
@@ -180,6 +181,9 @@ pub struct VersionRecord {
     pub origin: Option<Origin>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<Merge>,
+    /// Its weights are not those of the model that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<Lossy>,
     pub files: Vec<FileEntry>,
 }
 
@@ -244,6 +248,7 @@ mod tests {
             parents: vec![ParentEdge::new(Id([3; 32]), Relation::Finetune)],
             origin: None,
             merge: None,
+            lossy: None,
             files: paths.iter().map(entry).collect(),
         }
     }

@@ -104,6 +104,7 @@ impl Cards {
             parents: vec![],
             origin: None,
             merge: None,
+            lossy: None,
             files: vec![],
         });
         let none = || Arc::new(vec![0; record.files.len()]);

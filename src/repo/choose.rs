@@ -14,6 +14,7 @@ use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
 use crate::model::dtype::Elem;
 use crate::model::id::{block_count, block_len};
+use crate::model::lossy::Bound;
 use crate::model::object::{Base, MAX_COST, Mapping};
 use crate::model::sketch::kind;
 
@@ -23,6 +24,8 @@ const SAMPLES: u64 = 16;
 const TRIED: usize = 4;
 /// Where a full chain is left for a base further up.
 const REANCHOR_COST: u8 = MAX_COST / 2;
+/// Values are not moved for a smaller share of what they take.
+const LEAST_GAIN: f64 = 0.02;
 /// Bits an element from which on a formula may pay.
 const FAR: f64 = 0.5;
 
@@ -31,21 +34,27 @@ const FAR: f64 = 0.5;
 pub struct Source {
     pub bases: Vec<MappedBase>,
     pub formula: Option<Formula>,
+    /// The values lie on the grid of this step around what the bases predict.
+    pub step: Option<f64>,
 }
 
 impl Source {
     /// What a piece was computed by, where its blocks may cost what that takes.
     pub fn made(repo: &Repo, piece: &HashedPiece) -> Option<Source> {
-        let made = piece.made.as_ref().filter(|m| m.formula.is_storable())?;
+        let made = piece.made.as_ref().filter(|m| m.formula.as_ref().is_none_or(Formula::is_storable))?;
         let elem = Elem::of(piece.piece.dtype());
         let bases = made.bases.iter().map(|id| Some(mapped(elem, repo.open_object(id).ok()?)));
         let bases = bases.collect::<Option<Vec<_>>>()?;
         cost(elem.width(), &bases)?;
-        Some(Source { bases, formula: Some(made.formula.clone()) })
+        Some(Source { bases, formula: made.formula.clone(), step: made.step })
     }
 
     fn plain(base: MappedBase) -> Source {
-        Source { bases: vec![base], formula: None }
+        Source { bases: vec![base], ..Source::default() }
+    }
+
+    fn by(bases: Vec<MappedBase>, formula: Formula) -> Source {
+        Source { bases, formula: Some(formula), step: None }
     }
 
     /// What stands in for the base of block `index`; nothing where a base is damaged: what is new is not lost with
@@ -112,6 +121,37 @@ pub fn estimate(repo: &Repo, todo: &Todo, effort: Effort) -> Result<(f64, Vec<Ba
     Ok((chooser.size(&source, &plan), bases))
 }
 
+/// The grid on which a tensor's values take the least, and the bound that it keeps. `None` where exact values take
+/// hardly more, or no room is left.
+pub fn on_grid(repo: &Repo, todo: &Todo, bound: Bound, effort: Effort) -> Result<Option<(Source, f64)>, RepoError> {
+    if !codec::can_step(todo.spec().elem) {
+        return Ok(None);
+    }
+    let (mut source, plan) = choose(repo, todo, effort)?;
+    let chooser = Chooser { repo, todo, spec: todo.spec(), effort, samples: samples(todo)? };
+    let exact = chooser.size(&source, &plan);
+    if source.bases.is_empty() {
+        source = chooser.options()?.into_iter().next().unwrap_or_default();
+    }
+    if source.bases.iter().any(|b| b.mapping == Mapping::Whole) {
+        return Ok(None);
+    }
+    let bound = match bound {
+        Bound::Absolute(bound) => bound.0,
+        Bound::Relative(share) => share.0 * chooser.differences(&source)?.rms(),
+    };
+    // With the larger step no value that is fine enough fails the bound, with the smaller one no value at all.
+    let steps = [2.0 * bound, bound].into_iter().filter(|s| s.is_normal());
+    let tried = steps.map(|step| {
+        let source = Source { step: Some(step), ..source.clone() };
+        let moved = chooser.moved(&source, step, bound);
+        (moved.samples != chooser.samples, moved.size(&source, &moved.plan(&source)), source)
+    });
+    // What lies on one of them already stays there.
+    let best = tried.min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    Ok(best.filter(|(_, size, _)| *size < exact * (1.0 - LEAST_GAIN)).map(|(.., source)| (source, bound)))
+}
+
 /// Blocks from all over the object.
 fn samples(todo: &Todo) -> Result<Vec<(u64, Vec<u8>)>, RepoError> {
     let n = block_count(todo.length());
@@ -160,9 +200,9 @@ impl Chooser<'_> {
         let shape = &near.object.stored.record.shape;
         if kind(shape) != kind(&self.shape()) {
             let base = MappedBase { object: near.object.clone(), mapping: Mapping::Whole };
-            let formula = Some(Formula::Transposed(shape.last().map_or(1, |c| *c as usize)));
+            let formula = Formula::Transposed(shape.last().map_or(1, |c| *c as usize));
             let turned = is_transposed(shape, &self.shape());
-            return Ok(turned.then(|| Source { bases: vec![base], formula }));
+            return Ok(turned.then(|| Source::by(vec![base], formula)));
         }
         let Some(base) = self.reanchor(&near.object) else { return Ok(None) };
         let elem = base.object.elem();
@@ -170,13 +210,13 @@ impl Chooser<'_> {
             return Ok(Some(Source::plain(base)));
         }
         if Formula::casts(elem, self.spec.elem) {
-            return Ok(Some(Source { bases: vec![base], formula: Some(Formula::cast()) }));
+            return Ok(Some(Source::by(vec![base], Formula::cast())));
         }
         let elements = self.todo.length() / self.spec.elem.width() as u64;
         let Some(mut fit) = QuantizedFit::new(self.spec, elem, elements) else { return Ok(None) };
         self.each_block(&base, &mut |s| fit.see(elem, s))?;
         let formula = fit.finish().map(Formula::Quantized);
-        Ok(formula.map(|f| Source { bases: vec![base], formula: Some(f) }))
+        Ok(formula.map(|f| Source::by(vec![base], f)))
     }
 
     /// The object itself while its blocks may carry one more, else the first up its chain that is cheap.
@@ -199,7 +239,7 @@ impl Chooser<'_> {
         let bases: Vec<MappedBase> = same.iter().map(|n| mapped(self.spec.elem, n.object.clone())).collect();
         let elems: Vec<Elem> = bases.iter().map(|b| b.object.elem()).collect();
         let (order, formula) = fit_mix(self.spec, &elems, &views(&self.read(&bases)))?;
-        Some(Source { bases: order.iter().map(|&i| bases[i].clone()).collect(), formula: Some(formula) })
+        Some(Source::by(order.iter().map(|&i| bases[i].clone()).collect(), formula))
     }
 
     /// The samples, each with what all of these bases have in its place.
@@ -221,7 +261,7 @@ impl Chooser<'_> {
         let read = self.read(std::slice::from_ref(&base));
         let mut each = |see: &mut dyn FnMut(&codec::Sample)| self.each_block(&base, see);
         let found = fit_low_rank(self.spec, base.object.elem(), shape[0] as usize, &views(&read), &mut each)?;
-        Ok(found.map(|f| Source { bases: vec![base], formula: Some(f) }))
+        Ok(found.map(|f| Source::by(vec![base], f)))
     }
 
     /// Every block of the tensor and its base.
@@ -234,6 +274,30 @@ impl Chooser<'_> {
         Ok(())
     }
 
+    /// With the samples moved onto a grid.
+    fn moved(&self, source: &Source, step: f64, bound: f64) -> Chooser<'_> {
+        let moved = |((i, raw), e): (&(u64, Vec<u8>), Option<Expected>)| {
+            let mut out = vec![0; raw.len()];
+            let base = e.as_ref().and_then(|e| e.bytes().next());
+            codec::quantize(self.spec.elem, raw, base, step, bound, &mut out);
+            (*i, out)
+        };
+        let samples = self.samples.iter().zip(self.expected(source, self.samples.len())).map(moved).collect();
+        Chooser { samples, ..*self }
+    }
+
+    /// Of all values from what the bases predict; none where there are no bases.
+    fn differences(&self, source: &Source) -> Result<codec::Errors, RepoError> {
+        let mut all = codec::Errors::default();
+        let blocks = if source.bases.is_empty() { 0 } else { block_count(self.todo.length()) };
+        for block in 0..blocks {
+            let raw = self.todo.raw(block)?;
+            let Some(expected) = source.expected(self.repo, self.spec, block, raw.len()) else { continue };
+            expected.bytes().take(1).for_each(|base| all.add(&codec::differences(self.spec.elem, &raw, base)));
+        }
+        Ok(all)
+    }
+
     fn plan(&self, source: &Source) -> Plan {
         let expected = self.expected(source, self.samples.len());
         let samples: Vec<(&[u8], Vec<&[u8]>)> = self
@@ -242,7 +306,10 @@ impl Chooser<'_> {
             .zip(&expected)
             .map(|((_, raw), e)| (&raw[..], e.iter().flat_map(Expected::bytes).collect()))
             .collect();
-        Plan::choose(self.spec, self.effort, &samples)
+        match source.step {
+            Some(step) => Plan::on_grid(self.spec, self.effort, step, &samples),
+            None => Plan::choose(self.spec, self.effort, &samples),
+        }
     }
 
     fn expected(&self, source: &Source, most: usize) -> Vec<Option<Expected>> {

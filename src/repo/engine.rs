@@ -184,12 +184,7 @@ impl Engine {
         let Event::Commit { model, version, id, previous, parents, .. } = &event else {
             return Err(RepoError::refused("only a commit can be published"));
         };
-        self.repo.refresh()?;
-        let record = self.repo.record(id)?;
-        if record.model != *model || record.version != *version || record.files.is_empty() {
-            return Err(RepoError::damaged(format!("version record {id} is not that of {model}@{version}")));
-        }
-        self.refuse_incomplete(&record)?;
+        self.check_commit(&event)?;
         let mut journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         let replaced = match draft {
             true => self.in_place_of(model, version)?,
@@ -206,6 +201,19 @@ impl Engine {
         let gone = replaced.map(|h| Event::Remove { model: h.model, version: h.version, id: h.id, at: None });
         self.commit(&mut journal, gone.into_iter().chain([event]).chain(moved).chain(more).collect())?;
         self.catalog().by_id(&id)?.ok_or_else(|| RepoError::damaged("a published version is not there".into()))
+    }
+
+    /// What a commit names must be there, under that name, and whole.
+    pub(super) fn check_commit(&self, commit: &Event) -> Result<(), RepoError> {
+        let Event::Commit { model, version, id, .. } = commit else {
+            return Err(RepoError::refused("only a commit can be published"));
+        };
+        self.repo.refresh()?;
+        let record = self.repo.record(id)?;
+        if record.model != *model || record.version != *version || record.files.is_empty() {
+            return Err(RepoError::damaged(format!("version record {id} is not that of {model}@{version}")));
+        }
+        self.refuse_incomplete(&record)
     }
 
     /// The moves as events, but for those that the lineage has overtaken. They were planned together: where all

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -22,6 +23,7 @@ use crate::model::recipe::{Extent, Recipe};
 const WINDOW: u64 = 8 << 20;
 
 /// A piece of a file with its id.
+#[derive(Clone)]
 pub struct HashedPiece {
     pub piece: Piece,
     pub id: Id,
@@ -30,13 +32,22 @@ pub struct HashedPiece {
     pub made: Option<Made>,
 }
 
-/// How a tensor follows from stored ones, bit for bit.
+/// How a tensor follows from stored ones, bit for bit; or, with a step, lies on a grid around what follows from them.
+#[derive(Clone)]
 pub struct Made {
     pub bases: Vec<Id>,
-    pub formula: Formula,
+    pub formula: Option<Formula>,
+    pub step: Option<f64>,
+}
+
+impl Made {
+    pub fn by(bases: Vec<Id>, formula: Formula) -> Made {
+        Made { bases, formula: Some(formula), step: None }
+    }
 }
 
 /// A file that is about to be stored. Only what is needed again is kept open.
+#[derive(Clone)]
 pub struct HashedFile {
     /// Path inside the version.
     pub name: String,
@@ -45,7 +56,7 @@ pub struct HashedFile {
     pub digest: Id,
     pub pieces: Vec<HashedPiece>,
     /// Where it is read from when it is stored already, and `source` only its name.
-    pub stored: Option<FileReader>,
+    pub stored: Option<Arc<FileReader>>,
 }
 
 impl HashedFile {

@@ -45,18 +45,19 @@ impl Engine {
                 let whole = Roots::of_version(&self.repo, &h.id).and_then(|roots| roots.live(&self.repo));
                 whole.map_err(|e| RepoError::refused(format!("{} cannot come back: gc freed it ({e})", label(h))))?;
             }
-            let back = |h: &Head| Event::Restore { model: h.model.clone(), version: h.version.clone(), id: h.id };
-            Ok((heads.iter().map(back).collect(), heads))
+            let back = heads.iter().map(|h| self.restored(h)).collect::<Result<Vec<_>, _>>()?;
+            Ok((back.concat(), heads))
         })
     }
 
-    /// The versions of the last removal whose names nobody else has.
+    /// The versions of the last removal whose names nobody else has, but for lossy ones in their place.
     fn last_removed(&self) -> Result<Vec<Head>, RepoError> {
         let catalog = self.catalog();
         let mut gone: Vec<(Timestamp, Head)> = Vec::new();
         for head in catalog.ever_all()?.into_iter().filter(|h| h.removed) {
             let owner = catalog.last_named(&head.model, &head.version)?;
-            if let Some(at) = head.removed_at.filter(|_| owner.is_some_and(|o| o.id == head.id)) {
+            let is_free = owner.is_some_and(|o| o.id == head.id) || self.heir(&head)?.is_some();
+            if let Some(at) = head.removed_at.filter(|_| is_free) {
                 gone.push((at, head));
             }
         }

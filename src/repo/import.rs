@@ -17,6 +17,7 @@ use super::{Repo, RepoError};
 use crate::codec::Effort;
 use crate::model::event::Event;
 use crate::model::id::{Id, block_count};
+use crate::model::lossy::Lossy;
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, Merge, Origin, ParentEdge, Relation, VersionRecord};
 use crate::store::StoreError;
@@ -37,9 +38,21 @@ pub struct ImportSpec {
     pub near: Vec<Id>,
     pub message: String,
     pub effort: Effort,
+    /// The files to import are not exact, and this is how far.
+    pub lossy: Option<Lossy>,
+}
+
+impl ImportSpec {
+    /// Versions that it may be built on.
+    pub fn bases(&self) -> Vec<Id> {
+        let mut bases: Vec<Id> = self.parents.iter().map(|p| p.id).chain(self.previous).collect();
+        bases.extend(self.near.iter().filter(|id| !self.parents.iter().any(|p| p.id == **id)));
+        bases
+    }
 }
 
 /// What stands at a path of the version to be.
+#[derive(Clone)]
 pub enum Entry {
     File(HashedFile),
     /// One with nothing in it.
@@ -59,6 +72,10 @@ impl Hashed {
         Hashed { entries }
     }
 
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     /// All files that were read.
     pub fn files(&self) -> Vec<&HashedFile> {
         self.entries.iter().filter_map(|e| if let Entry::File(f) = e { Some(f) } else { None }).collect()
@@ -74,6 +91,8 @@ pub struct Prepared {
     pub new_stored_bytes: u64,
     /// The record's `previous` was found by content alone.
     guess: bool,
+    /// The version whose place it takes.
+    pub replaces: Option<Id>,
     /// Keep the packs from being taken for garbage until the journal names them.
     leases: Vec<SealedPack>,
 }
@@ -92,6 +111,8 @@ impl Prepared {
             previous: r.previous,
             guess: self.guess,
             settled: false,
+            lossy: r.lossy.is_some(),
+            replaces: self.replaces,
             parents: r.parents.clone(),
         }
     }
@@ -169,6 +190,11 @@ pub fn prepare_merged(
     Ok(Prepared { guess: spec.guess, ..seal(record, writer)? })
 }
 
+/// The id that a version of these very files would have.
+pub fn id_of(repo: &Repo, spec: &ImportSpec, hashed: &Hashed) -> Id {
+    Id::of(&record_of(repo, spec, hashed, false).encode())
+}
+
 /// Seals the same files once more under another version name, after the first was taken meanwhile.
 pub fn rename_prepared(repo: &Repo, prepared: Prepared, version: VersionName) -> Result<Prepared, RepoError> {
     let writer = PackWriter::create(repo.disk.clone(), &repo.dir.join("packs"))?;
@@ -183,7 +209,7 @@ fn seal(record: VersionRecord, mut writer: PackWriter) -> Result<Prepared, RepoE
     let id = writer.put_version(&record.encode())?;
     let sealed = writer.seal()?;
     let (pack, new_stored_bytes) = (sealed.name.clone(), sealed.bytes);
-    Ok(Prepared { record, id, pack, new_stored_bytes, guess: false, leases: vec![sealed] })
+    Ok(Prepared { record, id, pack, new_stored_bytes, guess: false, replaces: None, leases: vec![sealed] })
 }
 
 fn refuse_overlap(repo: &Repo, path: &Path) -> Result<(), RepoError> {
@@ -215,9 +241,7 @@ fn store_objects(
     progress: &dyn Progress,
 ) -> Result<Tally, RepoError> {
     let fresh = fresh_objects(repo, files, progress);
-    let mut bases: Vec<Id> = spec.parents.iter().map(|p| p.id).chain(spec.previous).collect();
-    bases.extend(spec.near.iter().filter(|id| !spec.parents.iter().any(|p| p.id == **id)));
-    let candidates = Candidates::of_versions(repo, &bases);
+    let candidates = Candidates::of_versions(repo, &spec.bases());
     let made: Vec<Option<Source>> = fresh.iter().map(|(_, piece)| Source::made(repo, piece)).collect();
     let open: Vec<_> = fresh.iter().zip(&made).filter(|(_, m)| m.is_none()).map(|(f, _)| *f).collect();
     let mut paired = pair(repo, &candidates, &open)?.into_iter();
@@ -298,6 +322,7 @@ fn record_of(repo: &Repo, spec: &ImportSpec, hashed: &Hashed, low_rank: bool) ->
         parents: spec.parents.iter().map(edge).collect(),
         origin: spec.origin.clone(),
         merge: None,
+        lossy: spec.lossy.clone(),
         files: hashed.entries.iter().map(entry).collect(),
     }
 }

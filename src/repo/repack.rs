@@ -196,7 +196,8 @@ fn stored_files(repo: &Arc<Repo>, version: &Id) -> Result<Vec<HashedFile>, RepoE
     Ok(files.filter_map(read).collect())
 }
 
-fn stored_file(repo: &Arc<Repo>, entry: &FileEntry) -> Result<HashedFile, RepoError> {
+/// A safetensors file as an import sees it, read from the store.
+pub(super) fn stored_file(repo: &Arc<Repo>, entry: &FileEntry) -> Result<HashedFile, RepoError> {
     let reader = repo.open_file(&entry.recipe)?;
     let bad = |e| RepoError::Layout(entry.path.clone().into(), e);
     let mut first = vec![0; reader.size().min(8) as usize];
@@ -214,7 +215,7 @@ fn stored_file(repo: &Arc<Repo>, entry: &FileEntry) -> Result<HashedFile, RepoEr
     };
     let pieces = pieces.into_iter().zip(&extents).map(piece).collect::<Result<Vec<_>, RepoError>>()?;
     let (name, source) = (entry.path.clone(), entry.path.clone().into());
-    Ok(HashedFile { name, source, size: entry.bytes, digest: entry.digest, pieces, stored: Some(reader) })
+    Ok(HashedFile { name, source, size: entry.bytes, digest: entry.digest, pieces, stored: Some(Arc::new(reader)) })
 }
 
 /// The tensors that would get smaller by enough and still can be read, with what they may be built on.

@@ -62,7 +62,7 @@ pub fn journal(repo: &Repo, _lock: &RepoLock) -> Result<Mended, RepoError> {
     let whole = frames.len();
     let mut names = Names::default();
     frames.iter_mut().for_each(|f| f.retain_mut(|event| names.take(event)));
-    let mut known: HashSet<Id> = names.committed.clone();
+    let mut known: HashSet<Id> = names.committed.keys().copied().collect();
     let mut lost: Vec<(Id, VersionRecord)> = repo
         .packs
         .versions()
@@ -101,7 +101,7 @@ pub fn journal(repo: &Repo, _lock: &RepoLock) -> Result<Mended, RepoError> {
 #[derive(Default)]
 struct Names {
     of: HashMap<(ModelName, VersionName), Id>,
-    committed: HashSet<Id>,
+    committed: HashMap<Id, (ModelName, VersionName)>,
     removed: HashSet<Id>,
 }
 
@@ -109,7 +109,7 @@ impl Names {
     /// Gives a commit another name where its own is taken. `false` for what cannot happen without what is lost.
     fn take(&mut self, event: &mut Event) -> bool {
         match event {
-            Event::Commit { model, version, id, .. } if self.committed.insert(*id) => {
+            Event::Commit { model, version, id, .. } if !self.committed.contains_key(id) => {
                 let wish = version.clone();
                 for n in 2.. {
                     match self.of.get(&(model.clone(), version.clone())) {
@@ -118,16 +118,21 @@ impl Names {
                     }
                 }
                 self.of.insert((model.clone(), version.clone()), *id);
+                self.committed.insert(*id, (model.clone(), version.clone()));
                 self.removed.remove(id); // It comes after its removal only where it was lost, and then lives.
             }
             Event::Remove { id, .. } => drop(self.removed.insert(*id)),
-            Event::Restore { id, .. } => drop(self.removed.remove(id)),
+            Event::Restore { id, .. } => {
+                self.removed.remove(id);
+                self.of.extend(self.committed.get(id).map(|name| (name.clone(), *id)));
+            }
             Event::Rename { from, to } => {
                 if self.of.keys().any(|(model, _)| model == to) {
                     return false;
                 }
                 let moved = |((m, v), id)| ((if m == *from { to.clone() } else { m }, v), id);
                 self.of = std::mem::take(&mut self.of).into_iter().map(moved).collect();
+                self.committed.values_mut().filter(|(m, _)| m == from).for_each(|(m, _)| *m = to.clone());
             }
             _ => {}
         }
@@ -146,6 +151,8 @@ fn commit_of(repo: &Repo, id: Id, r: VersionRecord, known: &HashSet<Id>) -> Even
         previous: r.previous.filter(|p| known.contains(p)),
         guess: false,
         settled: false,
+        lossy: r.lossy.is_some(),
+        replaces: None,
         parents: r.parents.into_iter().filter(|p| known.contains(&p.id)).collect(),
         model: r.model,
         version: r.version,
@@ -300,7 +307,7 @@ fn stored_file(other: &Arc<Repo>, entry: &FileEntry) -> Result<HashedFile, RepoE
         offset += e.length;
     }
     let (name, source) = (entry.path.clone(), PathBuf::from(&entry.path));
-    Ok(HashedFile { name, source, size: entry.bytes, digest: entry.digest, pieces, stored: Some(reader) })
+    Ok(HashedFile { name, source, size: entry.bytes, digest: entry.digest, pieces, stored: Some(Arc::new(reader)) })
 }
 
 fn whole_piece(other: &Repo, id: &Id, offset: u64) -> Option<HashedPiece> {

@@ -38,7 +38,7 @@ pub fn as_json(d: &Detail, record: &VersionRecord, charges: &[u64]) -> Value {
     let file = |(f, stored): (&FileEntry, &u64)| json!({"path": f.path, "bytes": f.bytes, "stored_bytes": stored, "blake3": f.digest});
     json!({
         "model": d.head.model, "version": d.head.version, "id": d.head.id,
-        "created": record.created, "message": record.message, "lossy": Value::Null,
+        "created": record.created, "message": record.message, "lossy": record.lossy,
         "parents": d.parents.iter().map(parent).collect::<Vec<_>>(),
         "origin": record.origin,
         "merge": record.merge,

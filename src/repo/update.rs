@@ -114,6 +114,7 @@ pub fn prepare_made(
         near: vec![],
         message,
         effort: Effort::Default,
+        lossy: None,
     };
     prepare(repo, &spec, &hash_all(repo, out, progress)?, progress)
 }

@@ -101,14 +101,17 @@ pub fn answer(engine: &Engine, ask: Ask) -> Result<Answer, RepoError> {
 
 /// All of it, or nothing.
 fn publish(engine: &Engine, p: Publication) -> Result<Head, RepoError> {
-    let Event::Commit { id, .. } = &p.commit else {
+    let Event::Commit { id, replaces, .. } = &p.commit else {
         return Err(RepoError::refused("only a commit can be published"));
     };
-    let id = *id;
+    let (id, replaces) = (*id, replaces.is_some());
     let mut more: Vec<Event> = p.results.into_iter().map(|r| Event::Result(Box::new(r))).collect();
     more.extend(p.recipe.map(|recipe| Event::Recipe { id, recipe: Box::new(recipe) }));
     more.extend(p.step.map(|step| Event::UpdateStep { step, state: State::Done { id } }));
-    engine.publish_with(p.commit, &p.moves, more)
+    match replaces {
+        true => engine.replace(p.commit, more),
+        false => engine.publish_with(p.commit, &p.moves, more),
+    }
 }
 
 /// A version's recipe, or that of the nearest before it that has one.

@@ -411,6 +411,8 @@ fn commit(disk: &Arc<dyn Disk>, n: u8) -> Result<Position> {
         previous: None,
         guess: false,
         settled: false,
+        lossy: false,
+        replaces: None,
         parents: vec![],
     };
     Journal::open(disk.clone(), Path::new("/r/journal"))?.append(&[event])

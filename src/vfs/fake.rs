@@ -43,6 +43,7 @@ pub fn record(model: &str, version: &str, files: Vec<FileEntry>) -> VersionRecor
         parents: Vec::new(),
         origin: None,
         merge: None,
+        lossy: None,
         files,
     }
 }

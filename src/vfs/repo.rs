@@ -145,11 +145,11 @@ fn told<T>(result: Result<T, RepoError>) -> Result<T, ReadError> {
 
 fn version(head: Head) -> Version {
     Version {
+        seq: head.order().0,
         model: head.model,
         version: head.version,
         id: head.id,
         created: head.created,
-        seq: head.seq,
         settled: head.settled,
     }
 }

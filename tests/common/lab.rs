@@ -139,6 +139,7 @@ impl Lab {
             near: vec![],
             message: String::new(),
             effort: self.effort,
+            lossy: None,
         };
         prepare(repo, &spec, &hash_all(repo, path, &Silent)?, &Silent)
     }

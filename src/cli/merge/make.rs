@@ -97,6 +97,7 @@ pub fn prepare(
         near: task.base.iter().map(|b| b.id).collect(),
         message: a.message.clone(),
         effort: a.effort.into(),
+        lossy: None,
     };
     Ok((prepare_merged(&turn.repo, &spec, &written.hashed, Some(&task.merge), bar)?, results))
 }

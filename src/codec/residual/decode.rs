@@ -33,6 +33,9 @@ pub(in crate::codec) fn decode(
     bases: &[&[u8]],
     out: &mut [u8],
 ) -> Result<(), Damage> {
+    if !applies(model.spec) {
+        return Err(Damage("residuals of another type"));
+    }
     let head = take(&mut input, 4)?;
     let base = *bases.get(head[0] as usize).ok_or(Damage("base is missing"))?;
     if base.len() != out.len() {

@@ -89,7 +89,7 @@ pub fn run(
         formula.predict(spec, 0, &typed, out).map_err(|e| RepoError::refused(format!("a formula failed: {e}")))
     };
     stream(&terms, progress, sink, predict)?;
-    Ok(Some(Made { bases: terms.iter().map(|t| t.tensor.id).collect(), formula }))
+    Ok(Some(Made::by(terms.iter().map(|t| t.tensor.id).collect(), formula)))
 }
 
 /// Fills the result task by task on all cores, and hands it on in order. `fill` gets a task's first element, the bytes of

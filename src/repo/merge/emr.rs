@@ -47,7 +47,7 @@ pub fn emr(
     })?;
     let Emr::Model(scale) = emr else { return Ok(None) };
     let bases: Vec<Id> = vec![terms[0].tensor.id, terms[2].tensor.id];
-    Ok(Some(Made { bases, formula: Formula::gated(*scale, terms[0].is_wide()) }))
+    Ok(Some(Made::by(bases, Formula::gated(*scale, terms[0].is_wide()))))
 }
 
 /// False where a value is not finite. `terms`: the base first.
