@@ -65,6 +65,7 @@ fn read_without_daemon(bench: &Bench, file: File, len: usize) -> Option<Vec<u8>>
         // SAFETY: the call takes numbers; the process is the daemon that this test started.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     };
+    std::thread::sleep(Duration::from_millis(100)); // What is read ahead cannot be forgotten until it is there.
     forget(&file);
     signal(libc::SIGSTOP);
     let (done, result) = mpsc::channel();
