@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Bench, base_tensors, tuned_tensors, write_model};
+use common::{Bench, base_tensors, copy_tree, tuned_tensors, write_model};
 use serde_json::Value;
 
 /// `base`, `tuned` from it, linked to itself by a tag and a message, and one that was removed.
@@ -20,16 +20,6 @@ fn shelf() -> Bench {
     b.ok(&["import", b.path("in/tuned").to_str().unwrap(), "--parent", "base"]);
     b.ok(&["tag", "tuned@v1", "prod"]);
     b
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for e in fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
-        match e.file_type().unwrap().is_dir() {
-            true => copy(&e.path(), &to.join(e.file_name())),
-            false => drop(fs::copy(e.path(), to.join(e.file_name())).unwrap()),
-        }
-    }
 }
 
 /// What fsck says, with ids, names of packs and offsets that differ from run to run taken out.
@@ -163,7 +153,7 @@ fn each_kind_of_damage_is_named_exactly() {
     let mut wrong = Vec::new();
     for (name, (break_it, want)) in cases {
         let b = Bench { dir: tempfile::tempdir().unwrap() };
-        copy(good.dir.path(), b.dir.path());
+        copy_tree(good.dir.path(), b.dir.path());
         break_it(&b);
         for args in [&[][..], &["--quick"]] {
             let mut found: Vec<String> = findings(&b, args).iter().map(|f| numbers(f)).collect();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::lab::{Files, read_tree, write_tree};
-use common::{Bench, Noise, Tensor, safetensors};
+use common::{Bench, Noise, Tensor, copy_tree, safetensors};
 use mgit::repo::Repo;
 use mgit::store::RealDisk;
 
@@ -20,16 +20,6 @@ type Digests = BTreeMap<String, BTreeMap<String, String>>;
 
 fn shelf() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shelf")
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for e in fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
-        match e.file_type().unwrap().is_dir() {
-            true => copy(&e.path(), &to.join(e.file_name())),
-            false => drop(fs::copy(e.path(), to.join(e.file_name())).unwrap()),
-        }
-    }
 }
 
 // ---- what stands on it
@@ -119,7 +109,7 @@ fn write(name: &str) {
     b.ok(&["rm", "gone"]);
     fs::remove_dir_all(b.repo().join("catalog")).unwrap();
     let place = shelf().join(name);
-    copy(&b.repo(), &place.join("repo"));
+    copy_tree(&b.repo(), &place.join("repo"));
     fs::write(place.join("files.json"), serde_json::to_string_pretty(&told).unwrap() + "\n").unwrap();
 }
 
@@ -155,7 +145,7 @@ fn layouts(b: &Bench) -> (usize, usize) {
 
 fn upgrade(name: &str) {
     let b = Bench::without_repo();
-    copy(&shelf().join(name).join("repo"), &b.repo());
+    copy_tree(&shelf().join(name).join("repo"), &b.repo());
     let text = fs::read_to_string(shelf().join(name).join("files.json")).unwrap();
     let mut told: Digests = serde_json::from_str(&text).unwrap();
     let (old, all) = layouts(&b);

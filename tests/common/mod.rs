@@ -190,6 +190,17 @@ impl Noise {
     }
 }
 
+/// A directory and all below it, as plain copies.
+pub fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for e in fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
+        match e.file_type().unwrap().is_dir() {
+            true => copy_tree(&e.path(), &to.join(e.file_name())),
+            false => drop(fs::copy(e.path(), to.join(e.file_name())).unwrap()),
+        }
+    }
+}
+
 /// A tensor to write.
 pub struct Tensor {
     pub name: String,
