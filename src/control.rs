@@ -80,6 +80,8 @@ pub enum Request {
     Gc(gc::Rules),
     /// Makes the catalog anew.
     Rebuild,
+    /// Whether the journal is whole.
+    CheckJournal,
     /// What in the catalog differs from the journal.
     CheckCatalog,
     /// What the disk cache holds.
@@ -145,6 +147,7 @@ impl Request {
                 | Request::Since(_)
                 | Request::Above(_)
                 | Request::Tags(_)
+                | Request::CheckJournal
                 | Request::CheckCatalog
                 | Request::Work(Tests | Results | Rows(_) | Files | Recipe(_) | Recipes | Facts | Cascade)
         )
@@ -201,6 +204,7 @@ pub fn answer(
         Request::Tags(model) => Response::Tags(engine.catalog().tags(&model)?),
         Request::Gc(rules) => Response::Gc(gc::collect(engine, &rules, progress)?),
         Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
+        Request::CheckJournal => engine.check_journal().map(|()| Response::Done)?,
         Request::CheckCatalog => Response::Differences(engine.check_catalog()?),
         Request::CacheList => match keeper {
             Some(k) => Response::Cached(keep::list(engine, k.files())?, Some(k.files().limit())),

@@ -44,6 +44,21 @@ fn fake() -> Fake {
     fake
 }
 
+/// Tries until it succeeds, five seconds at most: a process that another test starts has this one's files open, too, until
+/// it is a program of its own.
+fn patiently<T, E: std::fmt::Display>(mut first: T, mut act: impl FnMut(T) -> Result<(), (T, E)>) {
+    let since = Instant::now();
+    while let Err((again, e)) = act(first) {
+        assert!(since.elapsed() < Duration::from_secs(5), "{e}");
+        first = again;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn unmounted(mounted: Mounted) {
+    patiently(mounted, |m| m.unmount());
+}
+
 struct Live {
     fake: Fake,
     mounted: Option<Mounted>,
@@ -69,13 +84,7 @@ impl Live {
     }
 
     fn unmount(mut self) {
-        let (mut mounted, since) = (self.mounted.take().unwrap(), Instant::now());
-        // A process that another test starts has this one's files open, too, until it is a program of its own.
-        while let Err((back, e)) = mounted.unmount() {
-            assert!(since.elapsed() < Duration::from_secs(5), "{e}");
-            mounted = back;
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        unmounted(self.mounted.take().unwrap());
         assert!(fs::read_dir(&self.at).unwrap().next().is_none());
     }
 }
@@ -344,7 +353,7 @@ fn a_panic_is_one_failed_request() {
         assert_eq!(errno(File::open(dir.path().join("models/acme--bert/v1/config.json"))), Some(libc::EIO));
     }
     assert_eq!(fs::read(dir.path().join("models/acme--bert/v1/sub/deep/w.bin")).unwrap(), [7; 3000]);
-    mounted.unmount().map_err(|(_, e)| e).unwrap();
+    unmounted(mounted);
 }
 
 #[test]
@@ -474,13 +483,13 @@ fn a_killed_process_leaves_a_mount_that_can_be_unmounted_or_replaced() {
         soon(|| errno(fs::metadata(&at)) == Some(libc::ENOTCONN));
     };
     dead(start(&at));
-    mount::unmount(&at, false).unwrap();
+    patiently((), |()| mount::unmount(&at, false).map_err(|e| ((), e)));
     assert!(names(&at).is_empty());
     dead(start(&at));
     dead(start(&at));
     let mounted = mount::mount(Arc::new(Vfs::new(fake())), &at, &MountOptions::default()).unwrap();
     assert_eq!(names(at.join("models")).len(), 2);
-    mounted.unmount().map_err(|(_, e)| e).unwrap();
+    unmounted(mounted);
     assert!(names(&at).is_empty());
 }
 

@@ -256,7 +256,7 @@ fn where_a_renaming_is_lost_nobody_loses_a_name() {
     b.ok(&["mv", "base", "moved"]);
     b.ok(&["import", b.path("in/tuned").to_str().unwrap(), "--as", "base"]);
     change(&b.repo().join(LOG), |bytes| bytes[from as usize + 20] ^= 1);
-    assert!(b.fails(&["ls"]).contains("damaged"));
+    assert!(b.fails(&["fsck"]).contains("damaged"));
     b.run(&["fsck", "--repair"]);
     assert_eq!(findings(&b, &[]), [""; 0]);
     b.ok(&["verify", b.path("in/base").to_str().unwrap(), "base@v1"]);

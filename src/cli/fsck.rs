@@ -54,11 +54,11 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
         bail!("{}: no such directory", a.from.as_ref().expect("just seen").display());
     }
     let mut mended = Mended::default();
-    let (report, journal) = match Session::open(&repo) {
+    let (report, journal) = match opened(&repo) {
         Ok(session) => (checked(&repo, session, a, &mut mended)?, None),
         Err(e) if is_journal(&e) && a.repair => {
             mended.lines.extend(repair_journal(&repo)?.lines);
-            (checked(&repo, Session::open(&repo)?, a, &mut mended)?, None)
+            (checked(&repo, opened(&repo)?, a, &mut mended)?, None)
         }
         Err(e) if is_journal(&e) && !a.rebuild => (without_journal(&repo, a)?, Some(e)),
         Err(e) => return Err(e.into()),
@@ -66,8 +66,18 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     tell(g, a, report, journal, &mended)
 }
 
+/// A session, once all of the journal was read: others read on from what the catalog knows.
+fn opened(repo: &Arc<Repo>) -> Result<Session, RepoError> {
+    let mut session = Session::open(repo)?;
+    session.call(Request::CheckJournal)?;
+    Ok(session)
+}
+
 fn is_journal(e: &RepoError) -> bool {
-    matches!(e, RepoError::Store(StoreError::Damaged { what }) if what.starts_with("journal "))
+    match e {
+        RepoError::Store(StoreError::Damaged { what }) | RepoError::Refused(what) => what.starts_with("journal "),
+        _ => false,
+    }
 }
 
 fn repair_journal(repo: &Arc<Repo>) -> Result<Mended> {

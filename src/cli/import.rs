@@ -200,7 +200,7 @@ impl Turn {
     const KEPT: Duration = Duration::from_secs(1);
     const LEFT: Duration = Duration::from_millis(50);
     /// Models with more bytes are read and encoded without it.
-    const SMALL: u64 = 4 << 20;
+    const SMALL: u64 = 32 << 20;
 
     pub(super) fn new(g: &Global) -> Result<Turn> {
         Ok(Turn { repo: g.open()?, held: None })
@@ -226,7 +226,7 @@ impl Turn {
         self.held = None;
     }
 
-    /// To be called before work on all of a model.
+    /// To be called before work on all of a model that takes long.
     fn work(&mut self, path: &Path) -> Result<()> {
         if walk::bytes(&walk::find(path)?) > Turn::SMALL {
             self.held = None;
@@ -271,6 +271,7 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let made = if lossy { make_lossy(turn, a, &spec, &place, &hashed, &bar)? } else { None };
     spec.lossy = made.as_ref().map(|m| m.lossy.clone());
     let (hashed, results) = made.as_ref().map_or((&hashed, vec![]), |m| (&m.hashed, m.results.clone()));
+    turn.work(path)?;
     let prepared = prepare(&turn.repo, &spec, hashed, &bar)?;
     bar.done();
     let prepared = publish_with(turn, prepared, &place.moves, (recipe, results), name.version.is_none())?;

@@ -173,7 +173,10 @@ fn committing(repo: &Repo) -> Start {
 
 fn take_engine(repo: &Arc<crate::repo::Repo>) -> Result<Arc<Engine>> {
     match Session::open(repo)? {
-        Session::Local(engine) => Ok(Arc::new(*engine)),
+        Session::Local(engine) => {
+            engine.check_journal()?; // What stays long looks at all of it.
+            Ok(Arc::new(*engine))
+        }
         mut remote => match remote.mountpoint()? {
             Some(at) => bail!("the repository is mounted already, at {}", at.display()),
             None => bail!("another daemon has the repository"),

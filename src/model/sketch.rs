@@ -109,10 +109,9 @@ impl Sketch {
 
     /// `None` where the values tell nothing.
     pub fn new(class: u32, first: u32, values: Vec<f32>) -> Option<Sketch> {
-        let mut seen: Vec<u32> = values.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        if seen.len() < 2 || values.len() > VALUES || !values.iter().all(|v| v.is_finite()) {
+        let mut seen = values.iter().filter(|v| **v != 0.0);
+        let differ = seen.next().is_some_and(|one| seen.any(|v| v != one));
+        if !differ || values.len() > VALUES || !values.iter().all(|v| v.is_finite()) {
             return None;
         }
         let bits = |f: &dyn Fn(f32) -> bool| values.iter().enumerate().fold(0, |b, (i, v)| b | (f(*v) as u64) << i);

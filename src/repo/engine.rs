@@ -438,9 +438,16 @@ impl Engine {
 
     /// Forgets the catalog and makes it anew from the journal.
     pub fn rebuild(&self) -> Result<(), RepoError> {
+        self.check_journal()?;
         let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
         self.catalog().clear()?;
         catch_up(&self.catalog(), &journal)
+    }
+
+    /// Reads the journal from its beginning; an error where it is damaged.
+    pub fn check_journal(&self) -> Result<(), RepoError> {
+        let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(journal.replay(None, &mut |_, _| Ok(())).map(drop)?)
     }
 
     /// How the catalog differs from what the journal says; empty when it does not.

@@ -12,6 +12,7 @@ mod check;
 pub mod disk;
 pub mod files;
 pub mod gate;
+mod index;
 pub mod journal;
 pub mod pack;
 pub mod packs;

@@ -5,14 +5,14 @@
 //! there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
 //! caller checks the decoded bytes against the record, and so against the id.
 //!
-//! Of two copies of a thing, that in the pack whose name sorts first counts: the newer one, for every process alike.
+//! Of two copies of a thing, that in the pack whose name sorts first counts ([`super::index`]): the newer one, for every
+//! process alike.
 //! A pack can vanish at any time, its things having moved to another: who meets that looks again. One that is damaged and
 //! has parity is mended where it is met.
 //!
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
-use std::collections::hash_map::Entry::{Occupied, Vacant};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use quick_cache::sync::Cache;
 
 use super::disk::{Disk, DiskFile};
+use super::index::{Index, Pack, Place};
 use super::pack::{Entry, FRAME, Kind, PackWriter, parse_name};
 use super::scan::{self, Finding, ScanItem};
 use super::{At, Result, StoreError, parallel, parity};
@@ -29,15 +30,6 @@ use crate::model::recipe::Recipe;
 
 /// Pack files kept open.
 const OPEN_FILES: usize = 256;
-
-/// One pack file.
-pub(super) struct Pack {
-    pub name: String,
-    /// Unlike a name, never used for another file.
-    key: u64,
-    path: PathBuf,
-    bytes: u64,
-}
 
 /// An object's record, and where its blocks lie.
 pub struct StoredObject {
@@ -76,122 +68,50 @@ impl StoredObject {
     }
 }
 
-#[derive(Clone)]
-struct Place {
-    pack: Arc<Pack>,
-    offset: u64,
-    stored: u64,
-    len: u32,
-}
-
 #[derive(Default)]
 struct State {
-    packs: BTreeMap<String, Arc<Pack>>,
-    objects: HashMap<Id, Place>,
-    recipes: HashMap<Id, Place>,
-    versions: HashMap<Id, Place>,
+    index: Index,
     findings: BTreeMap<String, Vec<Finding>>,
     /// Packs that only a later mgit can read.
     later: BTreeMap<String, String>,
-    /// Another copy of something counts since it was last looked.
-    replaced: bool,
 }
 
 impl State {
-    fn of(&self, kind: Kind) -> &HashMap<Id, Place> {
-        match kind {
-            Kind::Recipe => &self.recipes,
-            Kind::Version => &self.versions,
-            _ => &self.objects,
-        }
+    /// Takes in what was loaded, a reading of a directory of these names. Returns whether a thing may be read from another
+    /// place than before, and the packs that vanished.
+    fn take(&mut self, names: &[String], loaded: Vec<Loaded>) -> (bool, Vec<Arc<Pack>>) {
+        let is_there = |name: &str| names.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
+        let vanished = self.index.retain(is_there);
+        self.findings.retain(|name, _| is_there(name));
+        self.later.retain(|name, _| is_there(name));
+        let packs = loaded.into_iter().filter_map(|l| self.take_one(l)).collect();
+        let replaced = self.index.add(packs);
+        (replaced || !vanished.is_empty(), vanished)
     }
 
-    /// Names that are not indexed yet, and indexed packs whose names are gone, in a directory of these. `None` where one
-    /// is gone that was not as it should be.
-    fn changes(&self, names: &[String]) -> Option<(Vec<String>, Vec<Arc<Pack>>)> {
-        let gone = |name: &String| names.binary_search(name).is_err();
-        if self.findings.keys().chain(self.later.keys()).any(gone) {
-            return None;
-        }
-        let new = names.iter().filter(|n| !self.packs.contains_key(*n)).cloned().collect();
-        Some((new, self.packs.values().filter(|p| gone(&p.name)).cloned().collect()))
-    }
-
-    /// Whether all that is read from some packs is in others.
-    fn are_all_in(&self, packs: &[Arc<Pack>], others: &[Loaded]) -> bool {
-        if packs.is_empty() {
-            return true;
-        }
-        let keys: HashSet<u64> = packs.iter().map(|p| p.key).collect();
-        let others: HashSet<(Kind, Id)> = others.iter().flat_map(Loaded::entries).map(|e| (e.kind, e.id)).collect();
-        [Kind::Object, Kind::Recipe, Kind::Version].into_iter().all(|kind| {
-            let is_in = |(id, place): (&Id, &Place)| !keys.contains(&place.pack.key) || others.contains(&(kind, *id));
-            self.of(kind).iter().all(is_in)
-        })
-    }
-
-    /// Takes packs out, and what is read from them.
-    fn forget(&mut self, packs: &[Arc<Pack>]) {
-        if packs.is_empty() {
-            return;
-        }
-        let keys: HashSet<u64> = packs.iter().map(|p| p.key).collect();
-        for map in [&mut self.objects, &mut self.recipes, &mut self.versions] {
-            map.retain(|_, place| !keys.contains(&place.pack.key));
-        }
-        packs.iter().for_each(|p| drop(self.packs.remove(&p.name)));
-    }
-
-    fn add(&mut self, loaded: Loaded) {
+    fn take_one(&mut self, loaded: Loaded) -> Option<Arc<Pack>> {
         match loaded {
-            Loaded::Index(pack, entries, findings) => {
+            Loaded::Index(pack, findings) => {
                 self.later.remove(&pack.name);
                 self.findings.remove(&pack.name);
                 if !findings.is_empty() {
                     self.findings.insert(pack.name.clone(), findings);
                 }
-                entries.iter().for_each(|e| self.add_entry(&pack, e));
-                self.packs.insert(pack.name.clone(), pack);
+                return Some(pack);
             }
-            Loaded::Later(name, what) => {
-                self.later.insert(name, what);
-            }
-            Loaded::Unreadable(name, finding) => {
-                self.findings.insert(name, vec![finding]);
-            }
+            Loaded::Later(name, what) => drop(self.later.insert(name, what)),
+            Loaded::Unreadable(name, finding) => drop(self.findings.insert(name, vec![finding])),
             Loaded::Gone => {}
         }
-    }
-
-    fn add_entry(&mut self, pack: &Arc<Pack>, e: &Entry) {
-        let place = Place { pack: pack.clone(), offset: e.offset, stored: e.stored, len: e.len };
-        let map = match e.kind {
-            Kind::Recipe => &mut self.recipes,
-            Kind::Version => &mut self.versions,
-            _ => &mut self.objects,
-        };
-        match map.entry(e.id) {
-            Vacant(free) => drop(free.insert(place)),
-            Occupied(mut held) if held.get().pack.name > pack.name => {
-                held.insert(place);
-                self.replaced = true;
-            }
-            Occupied(_) => {}
-        }
+        None
     }
 }
 
 enum Loaded {
-    Index(Arc<Pack>, Vec<Entry>, Vec<Finding>),
+    Index(Arc<Pack>, Vec<Finding>),
     Later(String, String),
     Unreadable(String, Finding),
     Gone,
-}
-
-impl Loaded {
-    fn entries(&self) -> &[Entry] {
-        if let Loaded::Index(_, entries, _) = self { entries } else { &[] }
-    }
 }
 
 /// All packs of a repository.
@@ -240,16 +160,10 @@ impl Packs {
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let names = pack_names(&*self.disk, &self.dir)?;
-        let Some((new, vanished)) = self.state().changes(&names) else { return self.reload(&names) };
+        let known = |name: &&String| self.state().index.packs().contains_key(*name);
+        let new: Vec<&String> = names.iter().filter(|n| !known(n)).collect();
         let loaded = parallel::map(&new, |n| self.load(n));
-        if !self.state().are_all_in(&vanished, &loaded) {
-            return self.reload(&names); // A pack that stayed may have what is not in the new ones.
-        }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.forget(&vanished);
-        state.objects.reserve(loaded.iter().map(|l| l.entries().len()).sum());
-        loaded.into_iter().for_each(|l| state.add(l));
-        let moved = std::mem::take(&mut state.replaced) || !vanished.is_empty();
+        let (moved, vanished) = self.state.write().unwrap_or_else(PoisonError::into_inner).take(&names, loaded);
         self.moves.fetch_add(moved as u64, Ordering::Relaxed);
         vanished.iter().for_each(|pack| drop(self.files.remove(&pack.key)));
         Ok(())
@@ -258,16 +172,6 @@ impl Packs {
     /// Rises when a thing may be read from another place than before.
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
-    }
-
-    fn reload(&self, names: &[String]) -> Result<()> {
-        let mut state = State::default();
-        parallel::map(names, |n| self.load(n)).into_iter().for_each(|l| state.add(l));
-        state.replaced = false;
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
-        self.moves.fetch_add(1, Ordering::Relaxed);
-        self.files.clear();
-        Ok(())
     }
 
     fn load(&self, name: &str) -> Loaded {
@@ -288,8 +192,8 @@ impl Packs {
         match index {
             Ok(i) => {
                 let key = self.keys.fetch_add(1, Ordering::Relaxed);
-                let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes };
-                Loaded::Index(Arc::new(pack), i.entries, i.findings)
+                let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes, entries: i.entries };
+                Loaded::Index(Arc::new(pack), i.findings)
             }
             Err(StoreError::Later { what }) => Loaded::Later(name.to_owned(), what),
             Err(e) => unreadable(e.to_string()),
@@ -300,27 +204,39 @@ impl Packs {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has(&self, kind: Kind, id: &Id) -> bool {
+        self.state().index.find(kind, id).is_some()
+    }
+
+    fn stored(&self, kind: Kind, id: &Id) -> Option<u64> {
+        self.state().index.find(kind, id).map(|(_, e)| e.stored)
+    }
+
+    fn pack_of(&self, kind: Kind, id: &Id) -> Option<String> {
+        self.state().index.find(kind, id).map(|(pack, _)| pack.name.clone())
+    }
+
     pub fn has_object(&self, id: &Id) -> bool {
-        self.state().objects.contains_key(id)
+        self.has(Kind::Object, id)
     }
 
     pub fn has_recipe(&self, id: &Id) -> bool {
-        self.state().recipes.contains_key(id)
+        self.has(Kind::Recipe, id)
     }
 
     pub fn has_version(&self, id: &Id) -> bool {
-        self.state().versions.contains_key(id)
+        self.has(Kind::Version, id)
     }
 
     /// An object's record and place, read anew each time: readers keep what they open.
     pub fn object(&self, id: &Id) -> Result<Arc<StoredObject>> {
-        let (place, entry, mut file) = self.find_open(Kind::Object, id)?;
-        let mut read = scan::read_object(&place.pack, &*file, &entry);
+        let (place, mut file) = self.find_open(Kind::Object, id)?;
+        let mut read = scan::read_object(&place.pack, &*file, &place.entry);
         if read.is_err() && self.mend(&place.pack.name) {
             file = self.file(&place.pack)?;
-            read = scan::read_object(&place.pack, &*file, &entry);
+            read = scan::read_object(&place.pack, &*file, &place.entry);
         }
-        Ok(Arc::new(read.map_err(|why| damaged(&place, &entry, &why))?))
+        Ok(Arc::new(read.map_err(|why| damaged(&place, &why))?))
     }
 
     /// The encoded bytes of a block, into `buf`. Not checked: the caller checks what they decode to.
@@ -341,59 +257,60 @@ impl Packs {
     }
 
     pub fn recipe(&self, id: &Id) -> Result<Recipe> {
-        let (place, entry, bytes) = self.plain(Kind::Recipe, id)?;
-        Recipe::decode(&bytes).map_err(|e| damaged(&place, &entry, &e.to_string()))
+        let (place, bytes) = self.plain(Kind::Recipe, id)?;
+        Recipe::decode(&bytes).map_err(|e| damaged(&place, &e.to_string()))
     }
 
     /// A version record's bytes, which hash to `id`.
     pub fn version(&self, id: &Id) -> Result<Vec<u8>> {
-        Ok(self.plain(Kind::Version, id)?.2)
+        Ok(self.plain(Kind::Version, id)?.1)
     }
 
     /// Bytes that an object takes in its pack: blocks, record and frames.
     pub fn object_stored_bytes(&self, id: &Id) -> Option<u64> {
-        self.state().objects.get(id).map(|p| p.stored)
+        self.stored(Kind::Object, id)
     }
 
     /// The pack that an object is read from.
     pub fn pack_of_object(&self, id: &Id) -> Option<String> {
-        self.state().objects.get(id).map(|p| p.pack.name.clone())
+        self.pack_of(Kind::Object, id)
     }
 
     /// The pack that a version record is read from.
     pub fn pack_of_version(&self, id: &Id) -> Option<String> {
-        self.state().versions.get(id).map(|p| p.pack.name.clone())
+        self.pack_of(Kind::Version, id)
     }
 
     /// The pack that a recipe is read from.
     pub fn pack_of_recipe(&self, id: &Id) -> Option<String> {
-        self.state().recipes.get(id).map(|p| p.pack.name.clone())
+        self.pack_of(Kind::Recipe, id)
     }
 
     /// Bytes that a recipe takes in its pack.
     pub fn recipe_stored_bytes(&self, id: &Id) -> Option<u64> {
-        self.state().recipes.get(id).map(|p| p.stored)
+        self.stored(Kind::Recipe, id)
     }
 
     /// Whether the pack's index could be read.
     pub fn is_known(&self, pack: &str) -> bool {
-        self.state().packs.contains_key(pack)
+        self.state().index.packs().contains_key(pack)
     }
 
     /// All objects.
     pub fn objects(&self) -> Vec<Id> {
-        self.state().objects.keys().copied().collect()
+        self.state().index.ids(Kind::Object)
     }
 
     /// All version records.
     pub fn versions(&self) -> Vec<Id> {
-        self.state().versions.keys().copied().collect()
+        self.state().index.ids(Kind::Version)
     }
 
     /// File stems, sorted; those that cannot be read included.
     pub fn pack_names(&self) -> Vec<String> {
         let state = self.state();
-        let mut names: Vec<_> = state.packs.keys().chain(state.later.keys()).chain(state.findings.keys()).collect();
+        let mut names: Vec<_> =
+            state.index.packs().keys().chain(state.later.keys()).chain(state.findings.keys()).collect();
         names.sort();
         names.dedup();
         names.into_iter().cloned().collect()
@@ -401,7 +318,7 @@ impl Packs {
 
     /// Bytes of all readable packs.
     pub fn pack_bytes(&self) -> u64 {
-        self.state().packs.values().map(|p| p.bytes).sum()
+        self.state().index.packs().values().map(|p| p.bytes).sum()
     }
 
     /// What was found wrong when packs were opened.
@@ -424,7 +341,7 @@ impl Packs {
         };
         let state = self.state();
         let listed = |e: &Entry| {
-            let counts = state.of(e.kind).get(&e.id).is_some_and(|p| p.pack.name == pack);
+            let counts = state.index.find(e.kind, &e.id).is_some_and(|(p, _)| p.name == pack);
             Listed { kind: e.kind, id: e.id, stored: e.stored, counts }
         };
         let things = indexed.entries.iter().map(listed).collect();
@@ -434,8 +351,8 @@ impl Packs {
     /// Copies a thing into a new pack as it is stored; every frame is checked on the way.
     pub fn copy(&self, kind: Kind, id: &Id, writer: &mut PackWriter) -> Result<()> {
         match kind {
-            Kind::Recipe => writer.put_recipe_bytes(&self.plain(kind, id)?.2).map(drop),
-            Kind::Version => writer.put_version(&self.plain(kind, id)?.2).map(drop),
+            Kind::Recipe => writer.put_recipe_bytes(&self.plain(kind, id)?.1).map(drop),
+            Kind::Version => writer.put_version(&self.plain(kind, id)?.1).map(drop),
             _ => self.copy_object(&*self.object(id)?, None, writer),
         }
     }
@@ -500,7 +417,7 @@ impl Packs {
         match parity::mend(&*self.disk, &self.dir, pack) {
             Ok(Some(n)) if n > 0 => {
                 log::warn!("pack {pack}: {n} damaged places were mended by its parity");
-                let key = self.state.try_read().ok().and_then(|s| s.packs.get(pack).map(|p| p.key));
+                let key = self.state.try_read().ok().and_then(|s| s.index.packs().get(pack).map(|p| p.key));
                 key.map_or_else(|| self.files.clear(), |key| drop(self.files.remove(&key)));
                 true
             }
@@ -537,46 +454,46 @@ impl Packs {
         let file = self.disk.open(&path).at(&path)?;
         let indexed = scan::index(&*file, pack)?;
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
-        let pack = Arc::new(Pack { name: pack.to_owned(), key, path, bytes: indexed.bytes });
+        let (name, bytes, entries) = (pack.to_owned(), indexed.bytes, vec![]);
+        let pack = Arc::new(Pack { name, key, path, bytes, entries });
         scan::walk(&pack, &*file, &indexed, f);
         Ok(())
     }
 
-    fn find(&self, kind: Kind, id: &Id) -> Result<(Place, Entry)> {
+    fn find(&self, kind: Kind, id: &Id) -> Result<Place> {
         let state = self.state();
-        let Some(place) = state.of(kind).get(id).cloned() else {
+        let Some((pack, entry)) = state.index.find(kind, id) else {
             return Err(match state.later.values().next() {
                 Some(what) => StoreError::Later { what: what.clone() },
                 None => StoreError::Missing { what: kind.as_str(), id: *id },
             });
         };
-        let entry = Entry { kind, id: *id, offset: place.offset, len: place.len, stored: place.stored };
-        Ok((place, entry))
+        Ok(Place { pack: pack.clone(), entry: *entry })
     }
 
     /// As [`find`](Self::find), with the file open. Looks again where the pack has vanished.
-    fn find_open(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Arc<dyn DiskFile>)> {
-        let (mut place, mut entry) = self.find(kind, id)?;
+    fn find_open(&self, kind: Kind, id: &Id) -> Result<(Place, Arc<dyn DiskFile>)> {
+        let mut place = self.find(kind, id)?;
         let file = match self.file(&place.pack) {
             Err(e) if is_gone(&e) => {
                 self.refresh()?;
-                (place, entry) = self.find(kind, id)?;
+                place = self.find(kind, id)?;
                 self.file(&place.pack)?
             }
             other => other?,
         };
-        Ok((place, entry, file))
+        Ok((place, file))
     }
 
-    fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Entry, Vec<u8>)> {
-        let (place, entry, mut file) = self.find_open(kind, id)?;
-        let mut read = scan::read_plain(&*file, &entry);
+    fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Vec<u8>)> {
+        let (place, mut file) = self.find_open(kind, id)?;
+        let mut read = scan::read_plain(&*file, &place.entry);
         if read.is_err() && self.mend(&place.pack.name) {
             file = self.file(&place.pack)?;
-            read = scan::read_plain(&*file, &entry);
+            read = scan::read_plain(&*file, &place.entry);
         }
-        let bytes = read.map_err(|why| damaged(&place, &entry, &why))?;
-        Ok((place, entry, bytes))
+        let bytes = read.map_err(|why| damaged(&place, &why))?;
+        Ok((place, bytes))
     }
 
     fn file(&self, pack: &Pack) -> Result<Arc<dyn DiskFile>> {
@@ -598,9 +515,9 @@ pub fn is_gone(e: &StoreError) -> bool {
     e.io().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
-fn damaged(place: &Place, entry: &Entry, why: &str) -> StoreError {
-    let (kind, id, pack) = (entry.kind.as_str(), entry.id, &place.pack.name);
-    StoreError::damaged(format!("{kind} {id}, pack {pack} at {}: {why}", entry.offset))
+fn damaged(place: &Place, why: &str) -> StoreError {
+    let (Entry { kind, id, offset, .. }, pack) = (place.entry, &place.pack.name);
+    StoreError::damaged(format!("{} {id}, pack {pack} at {offset}: {why}", kind.as_str()))
 }
 
 /// Stems of the packs in a directory, sorted.

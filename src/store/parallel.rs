@@ -1,7 +1,8 @@
 //! The same work on many things, on all cores: reading a thousand footers when a repository is opened.
 //!
 //! Threads of its own, for the caller may hold a lock: a pool's thread that waits would take up other work that wants
-//! the same lock. Few things are done at once, in order, as the simulated disk's schedules want it.
+//! the same lock. The caller does its share. Few things are done at once, in order, as the simulated disk's schedules
+//! want it.
 
 use std::thread;
 
@@ -10,15 +11,18 @@ const LEAST: usize = 64;
 
 /// `f` of each, in order.
 pub fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let cores = thread::available_parallelism().map_or(1, |n| n.get());
-    let size = items.len().div_ceil(cores).max(LEAST);
+    let some = || thread::available_parallelism().map_or(1, |n| n.get());
+    let size = if items.len() <= LEAST { LEAST } else { items.len().div_ceil(some()).max(LEAST) };
     if items.len() <= size {
         return items.iter().map(f).collect();
     }
     let work = |part: &[T]| part.iter().map(&f).collect::<Vec<R>>();
+    let (own, others) = items.split_at(size);
     thread::scope(|s| {
-        let hands: Vec<_> = items.chunks(size).map(|part| s.spawn(|| work(part))).collect();
-        hands.into_iter().flat_map(|h| h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let hands: Vec<_> = others.chunks(size).map(|part| s.spawn(|| work(part))).collect();
+        let mut out = work(own);
+        hands.into_iter().for_each(|h| out.extend(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
+        out
     })
 }
 

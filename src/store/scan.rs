@@ -11,14 +11,18 @@ use std::sync::Arc;
 
 use super::check::{HEADER, read_header};
 use super::disk::DiskFile;
+use super::index::Pack;
 use super::pack::{
     END, ENTRY, Entry, FRAME, Kind, MAGIC, MAX_PAYLOAD, TRAILER, frame_check, parse_name, version_bytes,
 };
-use super::packs::{Pack, StoredObject};
+use super::packs::StoredObject;
 use super::{Result, StoreError};
 use crate::model::id::{BLOCK, Id};
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
+
+/// Bytes of a pack's end that are read at once. Most footers lie within.
+const TAIL: u64 = 4096;
 
 /// Something wrong in a pack.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +89,11 @@ pub(super) fn read_frame(file: &dyn DiskFile, kind: Kind, at: u64, len: u32) -> 
         std::io::ErrorKind::UnexpectedEof => "it ends early".to_owned(),
         _ => e.to_string(),
     })?;
+    frame_of(kind, len, bytes)
+}
+
+/// These bytes, if they are such a frame.
+fn frame_of(kind: Kind, len: u32, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let (head, payload) = bytes.split_at(FRAME as usize);
     if head[0] != kind as u8 || head[1..5] != len.to_le_bytes() {
         return Err("its frame's head is not as expected".to_owned());
@@ -120,10 +129,11 @@ fn read_pack_header(file: &dyn DiskFile, name: &str, end: u64) -> Result<[u8; 8]
     read_header(MAGIC, bytes.first_chunk().expect("as many as asked for"), &format!("pack {name}"))
 }
 
-/// Entries and where the footer's frame begins; or where it fails and why.
+/// Entries and where the footer's frame begins; or where it fails and why. Mostly one read: of the pack's end.
 fn read_footer(file: &dyn DiskFile, end: u64) -> Result<(Vec<Entry>, u64), (u64, String)> {
-    let trailer_at = end.saturating_sub(TRAILER as u64);
-    let trailer = read(file, trailer_at, TRAILER as u64, end).map_err(|e| (trailer_at, e))?;
+    let (trailer_at, tail_at) = (end.saturating_sub(TRAILER as u64), end.saturating_sub(TAIL.max(TRAILER as u64)));
+    let tail = read(file, tail_at, end - tail_at, end).map_err(|e| (trailer_at, e))?;
+    let trailer = tail.last_chunk::<TRAILER>().ok_or((trailer_at, "it ends early".to_owned()))?;
     let word = |at: usize| u64::from_le_bytes(*trailer[at..].first_chunk().expect("a trailer has 56 bytes"));
     let (offset, count) = (word(0), word(8));
     let fits = count.checked_mul(ENTRY as u64).and_then(|n| n.checked_add(offset)?.checked_add(FRAME));
@@ -131,16 +141,23 @@ fn read_footer(file: &dyn DiskFile, end: u64) -> Result<(Vec<Entry>, u64), (u64,
         return Err((trailer_at, "the trailer is damaged".to_owned()));
     }
     let len = u32::try_from(trailer_at - offset - FRAME).map_err(|_| (trailer_at, "it is too long".to_owned()))?;
-    let frame = read_frame(file, Kind::Footer, offset, len).map_err(|e| (offset, e))?;
+    let frame = match offset.checked_sub(tail_at) {
+        Some(start) => frame_of(Kind::Footer, len, tail[start as usize..tail.len() - TRAILER].to_vec()),
+        None => read_frame(file, Kind::Footer, offset, len),
+    };
+    let frame = frame.map_err(|e| (offset, e))?;
     let payload = &frame[FRAME as usize..];
     if trailer[16..48] != Id::of(payload).0 {
         return Err((trailer_at, "the trailer is of another footer".to_owned()));
     }
-    let read = |e: &[u8]| Entry::read(e.first_chunk()?, offset);
-    let entries: Option<Vec<Entry>> = payload.chunks_exact(ENTRY).map(read).collect();
-    match entries {
-        Some(e) if e.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id)) => Ok((e, offset)),
-        _ => Err((offset, "an entry makes no sense".to_owned())),
+    let mut entries = Vec::with_capacity(count as usize);
+    for e in payload.chunks_exact(ENTRY) {
+        let entry = e.first_chunk().and_then(|e| Entry::read(e, offset));
+        entries.push(entry.ok_or_else(|| (offset, "an entry makes no sense".to_owned()))?);
+    }
+    match entries.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id)) {
+        true => Ok((entries, offset)),
+        false => Err((offset, "an entry makes no sense".to_owned())),
     }
 }
 

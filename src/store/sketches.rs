@@ -1,11 +1,13 @@
 //! Sketches of the versions that were committed, in commit order: what a search for parents looks through.
 //!
 //! ```text
-//! magic      8   "mgitskt2"
+//! magic      8   "mgitskt3"
 //! then, for each version:
 //! len        4   bytes of the payload, LE
 //! check      4   check4 of the payload
-//! payload        id 32 · lanes 8 × u32 LE · count u8, then for each sketch: class u32 LE · first u32 LE · n u8 · n × f32 LE
+//! payload        number u32 LE, from 0 · id 32 · lanes 8 × u32 LE · count u8,
+//!                then for each sketch: class u32 LE · first u32 LE · n u8 · n × f32 LE
+//! len        4   once more: how many versions there are is read from the end
 //! ```
 //! All of it is derived from the packs and can be deleted at any time. It is not synced: what is torn or does not
 //! check out is cut off, and sketched again by whoever has the file's lock ([`SketchFile::open`]).
@@ -22,9 +24,11 @@ use crate::model::id::Id;
 use crate::model::sketch::Sketch;
 use crate::model::wire::{Cursor, Malformed};
 
-const MAGIC: &[u8; 8] = b"mgitskt2";
+const MAGIC: &[u8; 8] = b"mgitskt3";
 /// Most bytes of one version.
 const MAX_PAYLOAD: usize = 1 << 16;
+/// Bytes of a frame beside its payload.
+const OVERHEAD: usize = 12;
 /// Hash functions of a version's set of objects.
 pub const LANES: usize = 8;
 
@@ -48,8 +52,9 @@ pub fn lanes<'a>(objects: impl Iterator<Item = &'a Id>) -> [u32; LANES] {
 }
 
 impl VersionSketch {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = self.id.0.to_vec();
+    fn encode(&self, number: u32) -> Vec<u8> {
+        let mut out = number.to_le_bytes().to_vec();
+        out.extend_from_slice(&self.id.0);
         self.lanes.iter().for_each(|l| out.extend_from_slice(&l.to_le_bytes()));
         out.push(self.tensors.len() as u8);
         for t in &self.tensors {
@@ -63,6 +68,7 @@ impl VersionSketch {
 
     fn decode(bytes: &[u8]) -> Result<VersionSketch, Malformed> {
         let mut c = Cursor(bytes);
+        c.take(4)?;
         let id = Id(c.array()?);
         let mut lanes = [0; LANES];
         for l in &mut lanes {
@@ -86,7 +92,6 @@ fn decode_sketch(c: &mut Cursor) -> Result<Sketch, Malformed> {
 pub struct SketchFile {
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    bytes: Vec<u8>,
     /// How many versions it holds, and the last of them.
     pub count: usize,
     pub last: Option<Id>,
@@ -106,64 +111,84 @@ impl SketchFile {
             made => made.at(&path)?,
         };
         file.lock(true, true).at(&path)?;
-        let mut bytes = vec![0; file.len().at(&path)? as usize];
-        file.read_at(&mut bytes, 0).at(&path)?;
-        let mut out = SketchFile { path, file, bytes, count: 0, last: None };
-        if !out.bytes.starts_with(MAGIC) {
+        let mut out = SketchFile { path, file, count: 0, last: None };
+        let len = out.file.len().at(&out.path)?;
+        if out.bytes(0, MAGIC.len() as u64, len)?.is_none_or(|m| m != MAGIC) {
             out.file.truncate(0).at(&out.path)?;
             out.file.append(MAGIC).at(&out.path)?;
-            out.bytes = MAGIC.to_vec();
+        } else if len > MAGIC.len() as u64 && !out.take_last(len)? {
+            out.read()?;
         }
-        let whole = frames(&out.bytes).count();
-        let torn = frames(&out.bytes).last().is_some_and(|f| !f.is_sound());
-        out.keep(whole - torn as usize)?;
         Ok(out)
+    }
+
+    /// Some of its bytes, where it has them.
+    fn bytes(&self, at: u64, count: u64, len: u64) -> Result<Option<Vec<u8>>> {
+        if at.checked_add(count).is_none_or(|end| end > len) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; count as usize];
+        self.file.read_at(&mut bytes, at).at(&self.path)?;
+        Ok(Some(bytes))
+    }
+
+    /// Learns from the last frame what there is; `false` where the file does not end with a sound one.
+    fn take_last(&mut self, len: u64) -> Result<bool> {
+        let end = self.bytes(len.saturating_sub(4), 4, len)?;
+        let size = end.and_then(|e| Some(u32::from_le_bytes(*e.first_chunk()?))).filter(|n| *n as usize <= MAX_PAYLOAD);
+        let size = size.map(|n| n as u64 + OVERHEAD as u64);
+        let Some((at, size)) = size.and_then(|size| Some((len.checked_sub(size)?, size))) else { return Ok(false) };
+        let bytes = self.bytes(at, size, len)?.unwrap_or_default();
+        let Some(frame) = Frame::at(&bytes).filter(|f| f.len() == bytes.len() && f.is_sound()) else {
+            return Ok(false);
+        };
+        (self.count, self.last) = (frame.number().map_or(0, |n| n as usize + 1), frame.id());
+        Ok(true)
     }
 
     /// All versions, up to the first that does not check out: that and what follows is cut off.
     pub fn read(&mut self) -> Result<Vec<VersionSketch>> {
-        let frames: Vec<Frame> = frames(&self.bytes).collect();
+        let len = self.file.len().at(&self.path)?;
+        let bytes = self.bytes(0, len, len)?.unwrap_or_default();
+        let frames: Vec<Frame> = frames(&bytes).collect();
         let found = parallel::map(&frames, Frame::version);
-        let versions: Vec<VersionSketch> = found.into_iter().map_while(|v| v).collect();
-        self.keep(versions.len())?;
-        Ok(versions)
-    }
-
-    /// Cuts off what follows the first `count` frames.
-    fn keep(&mut self, count: usize) -> Result<()> {
-        let (mut end, mut last) = (MAGIC.len(), None);
-        frames(&self.bytes).take(count).for_each(|f| (end, last) = (end + f.len(), f.id()));
-        (self.count, self.last) = (count, last);
-        if end < self.bytes.len() {
+        let in_place = |(i, v): (usize, Option<(u32, VersionSketch)>)| v.filter(|(n, _)| *n as usize == i);
+        let versions: Vec<VersionSketch> =
+            found.into_iter().enumerate().map_while(in_place).map(|(_, version)| version).collect();
+        let end = MAGIC.len() + frames[..versions.len()].iter().map(Frame::len).sum::<usize>();
+        if end as u64 != len {
             self.file.truncate(end as u64).at(&self.path)?;
-            self.bytes.truncate(end);
         }
-        Ok(())
+        (self.count, self.last) = (versions.len(), versions.last().map(|v| v.id));
+        Ok(versions)
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) -> Result<()> {
         (self.count, self.last) = (0, None);
-        self.bytes.truncate(MAGIC.len());
         self.file.truncate(MAGIC.len() as u64).at(&self.path)
     }
 
     /// Adds versions at the end.
     pub fn add(&mut self, versions: &[VersionSketch]) -> Result<()> {
         let mut out = Vec::new();
-        for v in versions {
-            let payload = v.encode();
-            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        for (number, v) in (self.count..).zip(versions) {
+            let payload = v.encode(number as u32);
+            let len = (payload.len() as u32).to_le_bytes();
+            out.extend_from_slice(&len);
             out.extend_from_slice(&Id::of(&payload).0[..4]);
             out.extend_from_slice(&payload);
+            out.extend_from_slice(&len);
         }
-        self.file.append(&out).at(&self.path)
+        self.file.append(&out).at(&self.path)?;
+        (self.count, self.last) = (self.count + versions.len(), versions.last().map(|v| v.id).or(self.last));
+        Ok(())
     }
 }
 
 /// The frames that are there in full.
 fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
-    let mut rest = &bytes[MAGIC.len()..];
+    let mut rest = bytes.get(MAGIC.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
         let frame = Frame::at(rest)?;
         rest = &rest[frame.len()..];
@@ -179,25 +204,32 @@ struct Frame<'a> {
 
 impl Frame<'_> {
     fn at(bytes: &[u8]) -> Option<Frame<'_>> {
-        let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-        let payload = bytes.get(8..8 + len).filter(|_| len <= MAX_PAYLOAD)?;
-        Some(Frame { check: &bytes[4..8], payload })
+        let head: &[u8; 4] = bytes.first_chunk()?;
+        let len = u32::from_le_bytes(*head) as usize;
+        let frame = bytes.get(..len + OVERHEAD).filter(|_| len <= MAX_PAYLOAD)?;
+        frame.ends_with(head).then(|| Frame { check: &frame[4..8], payload: &frame[8..8 + len] })
     }
 
     fn len(&self) -> usize {
-        8 + self.payload.len()
+        OVERHEAD + self.payload.len()
+    }
+
+    fn number(&self) -> Option<u32> {
+        self.payload.first_chunk().map(|n| u32::from_le_bytes(*n))
     }
 
     fn id(&self) -> Option<Id> {
-        self.payload.first_chunk().map(|id| Id(*id))
+        self.payload.get(4..)?.first_chunk().map(|id| Id(*id))
     }
 
     fn is_sound(&self) -> bool {
         *self.check == Id::of(self.payload).0[..4]
     }
 
-    fn version(&self) -> Option<VersionSketch> {
-        VersionSketch::decode(self.payload).ok().filter(|_| self.is_sound())
+    /// With its number.
+    fn version(&self) -> Option<(u32, VersionSketch)> {
+        let version = VersionSketch::decode(self.payload).ok().filter(|_| self.is_sound())?;
+        Some((self.number()?, version))
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use log::Level;
 use rayon::prelude::*;
 
 use super::super::diff::side::Side;
@@ -18,6 +19,7 @@ use super::window::{self, Weights};
 use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Sketch};
+use crate::store::StoreError;
 use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
 
 /// Versions of equal sketches that are tried.
@@ -94,7 +96,10 @@ fn sketch_of(repo: &Arc<Repo>, id: &Id) -> VersionSketch {
             tensors: window::sketched(&side).into_iter().map(|w| w.sketch).collect(),
         },
         Err(e) => {
-            log::warn!("version {id} is not searched: {e}");
+            // What was removed may have been collected since.
+            let level =
+                if matches!(e, RepoError::Store(StoreError::Missing { .. })) { Level::Debug } else { Level::Warn };
+            log::log!(level, "version {id} is not searched: {e}");
             VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
         }
     }
