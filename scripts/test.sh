@@ -35,6 +35,9 @@ else
     cargo test --locked --no-fail-fast
 fi
 
+step "Interleavings: cargo test --features shuttle"
+cargo test --locked --features shuttle --lib interleavings
+
 step "Frameworks through a mount"
 if ! fuse_usable; then
     echo "NOT RUN: /dev/fuse cannot be used here"

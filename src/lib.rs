@@ -3,7 +3,7 @@
 //! The rooms, from pure to practical; `tests/tidy.rs` holds who may import whom:
 //! [`model`] values · [`codec`] bytes to bytes · [`store`] durable bytes · [`repo`] what the system can do ·
 //! [`vfs`] filesystem semantics · [`fuse`] and [`mount`] the kernel's side · [`control`] who answers when it
-//! is mounted · [`cli`] the command line.
+//! is mounted · [`cli`] the command line. `sync`: the locks of them all.
 pub mod cli;
 pub mod codec;
 pub mod control;
@@ -12,4 +12,5 @@ pub mod model;
 pub mod mount;
 pub mod repo;
 pub mod store;
+mod sync;
 pub mod vfs;

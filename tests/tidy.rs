@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// A room, its files below `src/`, and the rooms that it may import.
 const LAYERS: &[(&str, &[&str], &[&str])] = &[
+    ("sync", &["sync.rs"], &[]),
     ("model", &["model/"], &[]),
     ("codec", &["codec/"], &["model"]),
-    ("store", &["store/"], &["model"]),
-    ("repo", &["repo/"], &["model", "codec", "store"]),
-    ("vfs", &["vfs/"], &["model", "repo"]),
-    ("fuse", &["fuse.rs", "fuse/"], &["model", "vfs"]),
+    ("store", &["store/"], &["model", "sync"]),
+    ("repo", &["repo/"], &["model", "codec", "store", "sync"]),
+    ("vfs", &["vfs/"], &["model", "repo", "sync"]),
+    ("fuse", &["fuse.rs", "fuse/"], &["model", "vfs", "sync"]),
     ("mount", &["mount.rs"], &["model", "vfs", "fuse"]),
     ("control", &["control.rs"], &["model", "repo"]),
     ("cli", &["cli/"], &["model", "codec", "store", "repo", "vfs", "mount", "control"]),
@@ -24,6 +25,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
     ("reed_solomon_simd", &["store"]),
     ("rayon", &["repo"]),
+    ("shuttle", &["sync", "repo", "vfs"]),
     ("similar", &["repo"]),
     ("diffy", &["repo"]),
     ("quick_cache", &["store", "repo", "vfs"]),

@@ -18,6 +18,8 @@ pub mod graph;
 pub mod hash;
 pub mod house;
 pub mod import;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 pub mod keep;
 pub mod kinship;
 pub mod log;

@@ -11,8 +11,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -26,6 +25,8 @@ use crate::model::object::{Base, MAX_COST, Mapping, ObjectRecord};
 use crate::model::recipe::{Extent, Recipe};
 use crate::store::StoreError;
 use crate::store::packs::{StoredObject, is_gone};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, thread_local};
 
 /// An object with what decoding its blocks takes.
 pub struct OpenObject {
@@ -315,7 +316,8 @@ impl Repo {
             bases.truncate(formula.is_gated() as usize);
             bases.insert(0, &predicted);
         }
-        let decoded = ENCODED.with_borrow_mut(|encoded| {
+        let decoded = ENCODED.with(|encoded| {
+            let encoded = &mut *encoded.borrow_mut();
             self.packs.read_block(&object.stored, index, encoded)?;
             object.plan.decode(index, info.tag, encoded, &bases, out).map_err(damaged)
         });

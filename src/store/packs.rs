@@ -14,8 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
 
@@ -27,6 +26,8 @@ use super::{At, Result, StoreError, parallel, parity};
 use crate::model::id::Id;
 use crate::model::object::ObjectRecord;
 use crate::model::recipe::Recipe;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 
 /// Pack files kept open.
 const OPEN_FILES: usize = 256;

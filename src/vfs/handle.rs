@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 
 use super::drafts::Item;
 use super::node::Node;
@@ -12,6 +11,8 @@ use super::source::ReadAt;
 use super::tree::Tree;
 use super::{VfsError, locked};
 use crate::repo::draft::Writing;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Files and directories that may be open at once.
 const MAX_HANDLES: usize = 1 << 20;

@@ -17,6 +17,8 @@ pub mod drafts;
 #[doc(hidden)]
 pub mod fake;
 mod handle;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod lineage;
 mod listing;
 mod node;

@@ -5,8 +5,7 @@
 //! the later one the next free number for as long as the kernel knows it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use super::drafts::Item;
 use super::lineage::Place;
@@ -14,6 +13,8 @@ use super::source::Version;
 use super::{VfsError, locked};
 use crate::model::id::Id;
 use crate::model::name::ModelName;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The root's inode number, fixed by FUSE.
 pub const ROOT: u64 = 1;

@@ -9,6 +9,8 @@
 //! at the draft takes. It does not know who writes (vfs) or how a draft is encoded (import).
 
 mod commit;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod survey;
 
 use std::collections::HashMap;
@@ -16,8 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -31,6 +32,8 @@ use crate::model::event::Event;
 use crate::model::id::Id;
 use crate::model::name::{ModelName, VersionName, VersionRef, printable};
 use crate::model::record::ParentEdge;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use commit::{CHANGED_EXIT, Committer, Start, Wish};
 pub use survey::Survey;
 
