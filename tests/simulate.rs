@@ -13,8 +13,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::lab::{Files, Lab, difference, write_tree};
@@ -45,6 +45,9 @@ const STEPS: usize = 14;
 const SEEDS: u64 = 400;
 const LIMIT: Duration = Duration::from_secs(40);
 const MODELS: [&str; 4] = ["a", "b", "x/c", "x/d"];
+
+/// How often each kind of fault happened.
+type Faults = BTreeMap<String, u64>;
 
 /// What goes wrong within a step.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -247,7 +250,8 @@ struct Run<'a> {
     engine: Option<Engine>,
     world: World,
     past: Past,
-    faults: u64,
+    /// What went wrong so far, by kind.
+    faults: Faults,
 }
 
 impl Run<'_> {
@@ -561,7 +565,9 @@ impl Run<'_> {
         let mut after = (self.world.clone(), self.past.clone());
         let done = self.take(&step, &mut after);
         let happened = self.sim.ops() > at && wrong != Wrong::Nothing;
-        self.faults += happened as u64;
+        if happened {
+            *self.faults.entry(format!("{wrong:?}")).or_default() += 1;
+        }
         match &done {
             Ok(()) => (self.world, self.past) = after.clone(),
             Err(e) if !happened => assert!(matches!(e, RepoError::Refused(_)), "without a fault: {e}"),
@@ -667,6 +673,7 @@ impl Run<'_> {
         let bytes = self.sim.read(&file);
         let (at, bit) = (self.below(bytes.len()), self.below(8) as u8);
         told.push(format!("{damage:?} of {} at byte {at} of {}", file.display(), bytes.len()));
+        *self.faults.entry(format!("{damage:?}")).or_default() += 1;
         match damage {
             Damage::Flip => self.sim.flip(&file, at, bit),
             Damage::Lost => self.sim.lose(&file),
@@ -758,15 +765,15 @@ impl Run<'_> {
     }
 }
 
-/// Runs a seed; returns how many faults happened.
-fn run(i: &Inputs, seed: u64) -> u64 {
+/// Runs a seed; returns the faults that happened.
+fn run(i: &Inputs, seed: u64) -> Faults {
     let mut told = Vec::new();
     let done = catch_unwind(AssertUnwindSafe(|| {
         let sim = i.lab.create(seed);
         let engine = Some(i.open(&sim).unwrap());
         let (noise, world, past) =
             (Noise((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)), World::default(), Past::default());
-        let mut run = Run { i, noise, sim, engine, world, past, faults: 0 };
+        let mut run = Run { i, noise, sim, engine, world, past, faults: Faults::new() };
         (0..STEPS).for_each(|_| run.step(&mut told));
         run.check();
         run.damage(&mut told);
@@ -789,7 +796,7 @@ fn seeds() -> (std::ops::Range<u64>, Duration) {
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost() {
     let (range, limit) = seeds();
-    let (next, faults, ran) = (AtomicU64::new(range.start), AtomicU64::new(0), AtomicU64::new(0));
+    let (next, faults, ran) = (AtomicU64::new(range.start), Mutex::new(Faults::new()), AtomicU64::new(0));
     let start = Instant::now();
     std::thread::scope(|s| {
         for _ in 0..2 {
@@ -800,13 +807,15 @@ fn whatever_happens_nothing_acknowledged_is_lost() {
                     if seed >= range.end {
                         return;
                     }
-                    faults.fetch_add(run(&i, seed), Ordering::Relaxed);
+                    let happened = run(&i, seed);
+                    let mut faults = faults.lock().unwrap();
+                    happened.into_iter().for_each(|(kind, n)| *faults.entry(kind).or_default() += n);
                     ran.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    let (ran, faults) = (ran.into_inner(), faults.into_inner());
-    println!("{ran} seeds, {faults} faults, {:.0} s", start.elapsed().as_secs_f64());
-    assert!(ran > 20 || range.end - range.start < 20, "only {ran} seeds ran");
+    let (ran, faults) = (ran.into_inner(), faults.into_inner().unwrap());
+    println!("{ran} seeds, {} faults {faults:?}, {:.0} s", faults.values().sum::<u64>(), start.elapsed().as_secs_f64());
+    assert!(ran >= 20 || range.end - range.start < 20, "only {ran} seeds ran");
 }
