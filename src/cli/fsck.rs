@@ -75,7 +75,8 @@ fn opened(repo: &Arc<Repo>) -> Result<Session, RepoError> {
 
 fn is_journal(e: &RepoError) -> bool {
     match e {
-        RepoError::Store(StoreError::Damaged { what }) | RepoError::Refused(what) => what.starts_with("journal "),
+        RepoError::Store(StoreError::Damaged { what }) => what.starts_with("journal "),
+        RepoError::Refused(said) => said.starts_with("damaged: journal "), // by a daemon
         _ => false,
     }
 }

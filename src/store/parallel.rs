@@ -11,8 +11,8 @@ const LEAST: usize = 64;
 
 /// `f` of each, in order.
 pub fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let some = || thread::available_parallelism().map_or(1, |n| n.get());
-    let size = if items.len() <= LEAST { LEAST } else { items.len().div_ceil(some()).max(LEAST) };
+    let cores = || thread::available_parallelism().map_or(1, |n| n.get());
+    let size = if items.len() <= LEAST { LEAST } else { items.len().div_ceil(cores()).max(LEAST) };
     if items.len() <= size {
         return items.iter().map(f).collect();
     }

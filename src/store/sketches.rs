@@ -25,7 +25,8 @@ use crate::model::sketch::Sketch;
 use crate::model::wire::{Cursor, Malformed};
 
 const MAGIC: &[u8; 8] = b"mgitskt3";
-/// Most bytes of one version.
+/// Fewest and most bytes of one version.
+const MIN_PAYLOAD: usize = 4 + 32 + 4 * LANES + 1;
 const MAX_PAYLOAD: usize = 1 << 16;
 /// Bytes of a frame beside its payload.
 const OVERHEAD: usize = 12;
@@ -206,7 +207,7 @@ impl Frame<'_> {
     fn at(bytes: &[u8]) -> Option<Frame<'_>> {
         let head: &[u8; 4] = bytes.first_chunk()?;
         let len = u32::from_le_bytes(*head) as usize;
-        let frame = bytes.get(..len + OVERHEAD).filter(|_| len <= MAX_PAYLOAD)?;
+        let frame = bytes.get(..len + OVERHEAD).filter(|_| (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&len))?;
         frame.ends_with(head).then(|| Frame { check: &frame[4..8], payload: &frame[8..8 + len] })
     }
 

@@ -75,13 +75,18 @@ fn complete(
     read: bool,
 ) -> Result<Vec<VersionSketch>, RepoError> {
     let (mut file, mut versions, ids) = missing(repo, ask, read)?;
+    if !ids.is_empty() {
+        repo.refresh()?; // They may have been committed since.
+    }
+    let mut kept = Ok(());
     for some in ids.chunks(STEP) {
         progress.check()?;
         let made: Vec<VersionSketch> = some.par_iter().map(|id| sketch_of(repo, id)).collect();
-        if let Err(e) = file.add(&made) {
-            log::info!("sketches are not kept: {e}");
-        }
+        kept = kept.and_then(|()| file.add(&made));
         versions.extend(made);
+    }
+    if let Err(e) = kept {
+        log::info!("not all sketches are kept: {e}");
     }
     Ok(versions)
 }
