@@ -84,7 +84,7 @@ fn is_journal(e: &RepoError) -> bool {
 fn repair_journal(repo: &Arc<Repo>) -> Result<Mended> {
     match lock_exclusive(&repo.disk, &repo.dir, false)? {
         Some(lock) => Ok(repair::journal(repo, &lock)?),
-        None => bail!("another mgit has the repository; try again"),
+        None => bail!("another mgit has the repository; unmount it, or try again"),
     }
 }
 
