@@ -80,7 +80,7 @@ pub enum Request {
     Gc(gc::Rules),
     /// Makes the catalog anew.
     Rebuild,
-    /// Whether the journal is whole.
+    /// What is damaged in the journal.
     CheckJournal,
     /// What in the catalog differs from the journal.
     CheckCatalog,
@@ -108,6 +108,7 @@ pub enum Response {
     Details(Vec<Detail>),
     Graph(Graph),
     Name(VersionName),
+    Damage(Option<String>),
     Differences(Vec<String>),
     Tags(Vec<(VersionName, Id)>),
     /// None while something adds to the packs.
@@ -204,7 +205,7 @@ pub fn answer(
         Request::Tags(model) => Response::Tags(engine.catalog().tags(&model)?),
         Request::Gc(rules) => Response::Gc(gc::collect(engine, &rules, progress)?),
         Request::Rebuild => engine.rebuild().map(|()| Response::Done)?,
-        Request::CheckJournal => engine.check_journal().map(|()| Response::Done)?,
+        Request::CheckJournal => Response::Damage(engine.journal_damage()?),
         Request::CheckCatalog => Response::Differences(engine.check_catalog()?),
         Request::CacheList => match keeper {
             Some(k) => Response::Cached(keep::list(engine, k.files())?, Some(k.files().limit())),

@@ -69,16 +69,14 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 /// A session, once all of the journal was read: others read on from what the catalog knows.
 fn opened(repo: &Arc<Repo>) -> Result<Session, RepoError> {
     let mut session = Session::open(repo)?;
-    session.call(Request::CheckJournal)?;
-    Ok(session)
+    match ask!(session, Request::CheckJournal, Response::Damage(d) => d)? {
+        Some(what) => Err(StoreError::Damaged { what }.into()),
+        None => Ok(session),
+    }
 }
 
 fn is_journal(e: &RepoError) -> bool {
-    match e {
-        RepoError::Store(StoreError::Damaged { what }) => what.starts_with("journal "),
-        RepoError::Refused(said) => said.starts_with("damaged: journal "), // by a daemon
-        _ => false,
-    }
+    matches!(e, RepoError::Store(StoreError::Damaged { what }) if what.starts_with("journal "))
 }
 
 fn repair_journal(repo: &Arc<Repo>) -> Result<Mended> {

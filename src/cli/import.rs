@@ -180,7 +180,9 @@ fn import_unless_known(turn: &mut Turn, a: &Args, path: &Path, name: &str, tell:
     let name: VersionRef = name.parse()?;
     let newest = turn.session()?.call(Request::Resolve(name.clone()));
     if let Ok(Response::Head(head)) = newest {
-        turn.release_if_long(path, a.effort)?;
+        if Turn::is_long(path, a.effort)? {
+            turn.release();
+        }
         if same_files(&turn.repo, &head.id, path)? {
             return Ok(None);
         }
@@ -226,12 +228,9 @@ impl Turn {
         self.held = None;
     }
 
-    /// To be called before work on all of a model.
-    fn release_if_long(&mut self, path: &Path, effort: Effort) -> Result<()> {
-        if matches!(effort, Effort::Max) || walk::bytes(&walk::find(path)?) > Turn::SMALL {
-            self.held = None;
-        }
-        Ok(())
+    /// Whether work on all of a model is too long to be done meanwhile.
+    fn is_long(path: &Path, effort: Effort) -> Result<bool> {
+        Ok(matches!(effort, Effort::Max) || walk::bytes(&walk::find(path)?) > Turn::SMALL)
     }
 }
 
@@ -263,7 +262,10 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let version = new_version(turn.session()?, &name)?;
     let mut place = resolve(turn.session()?, a, &name.model, version)?;
     let recipe = super::recipe::quoted(&turn.repo, a.recipe.as_deref(), &a.recipe_files)?;
-    turn.release_if_long(path, a.effort)?;
+    let long = Turn::is_long(path, a.effort)?;
+    if long {
+        turn.release();
+    }
     let bar = out::Bar::new(&format!("importing {}", name.model), true)?;
     let hashed = hash_all(&turn.repo, path, &bar)?;
     place.look(turn, a, &name.model, &hashed, &bar)?;
@@ -271,7 +273,9 @@ fn import(turn: &mut Turn, a: &Args, path: &Path, name: VersionRef, tell: bool) 
     let made = if lossy { make_lossy(turn, a, &spec, &place, &hashed, &bar)? } else { None };
     spec.lossy = made.as_ref().map(|m| m.lossy.clone());
     let (hashed, results) = made.as_ref().map_or((&hashed, vec![]), |m| (&m.hashed, m.results.clone()));
-    turn.release_if_long(path, a.effort)?;
+    if long {
+        turn.release();
+    }
     let prepared = prepare(&turn.repo, &spec, hashed, &bar)?;
     bar.done();
     let prepared = publish_with(turn, prepared, &place.moves, (recipe, results), name.version.is_none())?;

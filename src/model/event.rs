@@ -12,7 +12,7 @@ use super::build::Build;
 use super::cascade::{Plan, State};
 use super::id::Id;
 use super::name::{ModelName, VersionName};
-use super::record::{ParentEdge, Real, Relation, is_false};
+use super::record::{ParentEdge, Real, Relation, VersionRecord, is_false};
 use super::test::{Test, TestName, TestResult};
 
 /// One journal entry.
@@ -125,6 +125,24 @@ pub enum Event {
 }
 
 impl Event {
+    /// The commit that a record tells of; `guess`: its `previous` was found by content alone.
+    pub fn commit(r: &VersionRecord, id: Id, pack: String, guess: bool, replaces: Option<Id>) -> Event {
+        Event::Commit {
+            model: r.model.clone(),
+            version: r.version.clone(),
+            id,
+            pack,
+            created: r.created,
+            bytes: r.logical_bytes(),
+            previous: r.previous,
+            guess,
+            settled: false,
+            lossy: r.lossy.is_some(),
+            replaces,
+            parents: r.parents.clone(),
+        }
+    }
+
     /// The edge from `child` up.
     pub fn link(child: Id, edge: ParentEdge) -> Event {
         let ParentEdge { id: parent, relation, coefficient, guess, distance } = edge;

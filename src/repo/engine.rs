@@ -450,6 +450,14 @@ impl Engine {
         Ok(journal.replay(None, &mut |_, _| Ok(())).map(drop)?)
     }
 
+    /// What is damaged in the journal.
+    pub fn journal_damage(&self) -> Result<Option<String>, RepoError> {
+        match self.check_journal() {
+            Err(RepoError::Store(StoreError::Damaged { what })) => Ok(Some(what)),
+            done => done.map(|()| None),
+        }
+    }
+
     /// How the catalog differs from what the journal says; empty when it does not.
     pub fn check_catalog(&self) -> Result<Vec<String>, RepoError> {
         let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());

@@ -100,21 +100,7 @@ pub struct Prepared {
 impl Prepared {
     /// What the journal will say.
     pub fn event(&self) -> Event {
-        let r = &self.record;
-        Event::Commit {
-            model: r.model.clone(),
-            version: r.version.clone(),
-            id: self.id,
-            pack: self.pack.clone(),
-            created: r.created,
-            bytes: r.logical_bytes(),
-            previous: r.previous,
-            guess: self.guess,
-            settled: false,
-            lossy: r.lossy.is_some(),
-            replaces: self.replaces,
-            parents: r.parents.clone(),
-        }
+        Event::commit(&self.record, self.id, self.pack.clone(), self.guess, self.replaces)
     }
 }
 

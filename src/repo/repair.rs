@@ -141,22 +141,10 @@ impl Names {
 }
 
 /// The commit that a record tells of. Edges to what was never committed are left out.
-fn commit_of(repo: &Repo, id: Id, r: VersionRecord, known: &HashSet<Id>) -> Event {
-    let bytes = r.logical_bytes();
-    Event::Commit {
-        id,
-        pack: repo.packs.pack_of_version(&id).unwrap_or_default(),
-        created: r.created,
-        bytes,
-        previous: r.previous.filter(|p| known.contains(p)),
-        guess: false,
-        settled: false,
-        lossy: r.lossy.is_some(),
-        replaces: None,
-        parents: r.parents.into_iter().filter(|p| known.contains(&p.id)).collect(),
-        model: r.model,
-        version: r.version,
-    }
+fn commit_of(repo: &Repo, id: Id, mut r: VersionRecord, known: &HashSet<Id>) -> Event {
+    r.previous.take_if(|p| !known.contains(p));
+    r.parents.retain(|p| known.contains(&p.id));
+    Event::commit(&r, id, repo.packs.pack_of_version(&id).unwrap_or_default(), false, None)
 }
 
 // ---- packs

@@ -100,20 +100,7 @@ impl Scene {
         let pack = writer.name().to_owned();
         let id = writer.put_version(&record.encode()).unwrap();
         writer.seal().unwrap();
-        Event::Commit {
-            model: record.model,
-            version: record.version,
-            id,
-            pack,
-            created: record.created,
-            bytes: 0,
-            previous: None,
-            guess: false,
-            settled: false,
-            lossy: false,
-            replaces: None,
-            parents: vec![],
-        }
+        Event::commit(&record, id, pack, false, None)
     }
 }
 
