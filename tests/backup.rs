@@ -4,16 +4,30 @@
 mod common;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Bench, base_tensors, tuned_tensors, write_model};
 
+/// Ends the writer also where an assertion unwinds: a scope waits for its threads.
+struct Until<'a>(&'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Copies a file, or a directory with all in it. What vanishes meanwhile was never finished.
 fn copy(from: &Path, to: &Path) {
-    if from.is_file() {
+    let found = match fs::symlink_metadata(from) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return,
+        found => found.unwrap(),
+    };
+    if found.is_file() {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        // What vanishes meanwhile was never finished.
-        fs::copy(from, to).map_or_else(|e| assert_eq!(e.kind(), std::io::ErrorKind::NotFound), drop);
+        fs::copy(from, to).map_or_else(|e| assert_eq!(e.kind(), ErrorKind::NotFound), drop);
         return;
     }
     fs::create_dir_all(to).unwrap();
@@ -47,6 +61,7 @@ fn a_plain_copy_in_the_right_order_is_a_backup() {
                 b.ok(&["rm", &format!("more{n}")]);
             }
         });
+        let _until = Until(&over);
         for n in 0..12 {
             let to = b.path(&format!("backup{n}"));
             for part in ["journal/000001.log", "journal/files", "packs", "format.json"] {
@@ -59,6 +74,5 @@ fn a_plain_copy_in_the_right_order_is_a_backup() {
             of(&["verify", base, "base"]);
             of(&["verify", tuned, "tuned"]);
         }
-        over.store(true, Ordering::Relaxed);
     });
 }
