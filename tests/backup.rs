@@ -8,16 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Bench, base_tensors, tuned_tensors, write_model};
-
-/// Ends the writer also where an assertion unwinds: a scope waits for its threads.
-struct Until<'a>(&'a AtomicBool);
-
-impl Drop for Until<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use common::{Bench, Over, base_tensors, tuned_tensors, write_model};
 
 /// Copies a file, or a directory with all in it. What vanishes meanwhile was never finished.
 fn copy(from: &Path, to: &Path) {
@@ -61,7 +52,7 @@ fn a_plain_copy_in_the_right_order_is_a_backup() {
                 b.ok(&["rm", &format!("more{n}")]);
             }
         });
-        let _until = Until(&over);
+        let _over = Over(&over);
         for n in 0..12 {
             let to = b.path(&format!("backup{n}"));
             for part in ["journal/000001.log", "journal/files", "packs", "format.json"] {

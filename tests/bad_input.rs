@@ -13,7 +13,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Bench, Noise, base_tensors, write_model};
+use common::{Bench, Noise, Over, base_tensors, write_model};
 use mgit::model::name::{ModelName, VersionName, VersionRef, safe_path};
 
 /// Everything that is ground state, by name, and what `stats` and `ls` say.
@@ -297,17 +297,6 @@ fn the_repository_and_its_mount_are_no_models() {
     }
 }
 
-/// Ends the thread that works meanwhile.
-struct Meanwhile<'a> {
-    stop: &'a AtomicBool,
-}
-
-impl Drop for Meanwhile<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_file_that_changes_all_the_while_is_never_stored_wrong() {
     const BLOCKS: u64 = 1024;
@@ -318,7 +307,7 @@ fn a_file_that_changes_all_the_while_is_never_stored_wrong() {
     file.write_all_at(&Noise(9).bytes((BLOCKS << 16) as usize), 0).unwrap();
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(1));
     std::thread::scope(|s| {
-        let _end = Meanwhile { stop: &stop };
+        let _over = Over(&stop);
         // A number that never comes twice, into every block, over and over.
         s.spawn(|| {
             while !stop.load(Ordering::SeqCst) {

@@ -1,4 +1,4 @@
-//! A repository in use for long: imports, reads through the mount, removals and their undoing, gc and repack, all at once,
+//! A repository in use for long: imports, reads through the mount, removals and their undoing, gc and repack, and checks, all at once,
 //! while every minute the daemon is restarted, every other time by `kill -9`. `MGIT_TEST_MINUTES=10` runs ten minutes;
 //! without it, some seconds with a restart every other.
 //!
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Bench, Noise, Tensor, base_tensors, fuse_is_there, safetensors, tuned_tensors};
+use common::{Bench, Noise, Over, Tensor, base_tensors, fuse_is_there, safetensors, tuned_tensors};
 
 const READERS: usize = 4;
 /// Versions that are left alone by removals, and how many there are before imports wait for removals.
@@ -93,15 +93,6 @@ impl Drop for World {
             let _ = daemon.wait();
         }
         self.bench.run(&["umount", "--lazy", self.at.to_str().unwrap()]);
-    }
-}
-
-/// Tells the watchdog to go, also where the test fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
     }
 }
 
@@ -319,9 +310,16 @@ impl World {
         thread::sleep(Duration::from_millis(300));
         match noise.next() >> 61 {
             0 => self.mgit("tidier", &["repack"]).map(|_| self.count("repacks", 1)),
-            1 => self.mgit("tidier", &["fsck", "--quick"]).map(|_| self.count("quick fscks", 1)),
             _ => self.gc("tidier"),
         }
+    }
+
+    /// What is checked while packs come and go is whole.
+    fn check_beside(&self, quick: &mut bool) -> Tried<()> {
+        thread::sleep(Duration::from_millis(100));
+        *quick = !*quick;
+        let args = ["fsck", "--quick"];
+        self.mgit("checker", &args[..1 + usize::from(*quick)]).map(|_| self.count("fscks", 1))
     }
 
     fn compare(&self, got: &[u8], want: &[u8], of: &str) -> Tried<()> {
@@ -376,12 +374,13 @@ impl World {
     fn run(&self, base: &[Tensor], period: Duration, time: Duration) -> Vec<Result<(), String>> {
         let start = Instant::now();
         thread::scope(|s| {
-            let (mut a, mut b, mut removing, mut tidying) = (0, 0, Noise(77), Noise(99));
+            let (mut a, mut b, mut removing, mut tidying, mut quick) = (0, 0, Noise(77), Noise(99), false);
             let mut threads = vec![
                 s.spawn(move || self.keep("one", || self.import("one", &mut a, base))),
                 s.spawn(move || self.keep("two", || self.import("two", &mut b, base))),
                 s.spawn(move || self.keep("remover", || self.remove(&mut removing))),
                 s.spawn(move || self.keep("tidier", || self.tidy(&mut tidying))),
+                s.spawn(move || self.keep("checker", || self.check_beside(&mut quick))),
             ];
             for n in 0..READERS {
                 let (who, mut noise) = (format!("reader {n}"), Noise(1000 + n as u64));
@@ -448,7 +447,7 @@ fn nothing_is_lost_and_nothing_hangs_over_restarts() {
         let log = fs::read_to_string(world.bench.path("daemon.log")).unwrap();
         assert!(failed.is_empty(), "{failed:#?}\nthe daemon's log: {log}");
         world.check();
-        for what in ["imported", "reads", "removed", "gcs", "bytes freed", "restarted", "killed"] {
+        for what in ["imported", "reads", "removed", "gcs", "fscks", "bytes freed", "restarted", "killed"] {
             assert!(done.get(what).is_some_and(|n| *n > 0), "nothing {what}: {done:?}");
         }
     });

@@ -102,6 +102,7 @@ fn checked(repo: &Arc<Repo>, mut session: Session, a: &Args, mended: &mut Mended
     };
     let files = work!(session, Ask::Files, Answer::Files(f) => f)?;
     drop(session);
+    repo.refresh()?; // The packs were read before the versions.
     let bar = out::Bar::new("checking", false)?;
     if a.repair {
         mended.lines.extend(mend(repo, &living, a, &bar)?);

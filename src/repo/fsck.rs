@@ -19,6 +19,7 @@ use crate::model::layout::{self, What};
 use crate::model::name::printable;
 use crate::model::record::{EntryKind, FileEntry};
 use crate::store::pack::Kind;
+use crate::store::packs::is_gone;
 use crate::store::{ScanItem, StoreError};
 
 /// One thing that is wrong.
@@ -88,12 +89,8 @@ pub fn check(repo: &Arc<Repo>, living: &[Head], depth: Depth, progress: &dyn Pro
             broken.extend(open_all(repo, &objects, progress)?);
         }
         Depth::Full => {
-            let packs = repo.packs.pack_names();
             progress.expect(2 * repo.packs.pack_bytes());
-            packs.iter().try_for_each(|pack| scan_pack(repo, pack, &mut findings, &mut broken, progress))?;
-            for pack in &packs {
-                let names = repo.packs.names_in(pack).into_iter().filter(|(kind, _)| *kind == Kind::Object);
-                let objects: Vec<Id> = names.map(|(_, id)| id).collect();
+            for (pack, objects) in scan_all(repo, &mut findings, &mut broken, progress)? {
                 blocks += decode_all(repo, &objects, &format!("packs/{pack}.pack"), &mut broken, progress)?;
             }
         }
@@ -139,6 +136,31 @@ fn open_all(repo: &Repo, objects: &[Id], progress: &dyn Progress) -> Result<Vec<
     };
     progress.check()?;
     Ok(objects.par_iter().filter_map(open).collect())
+}
+
+/// Reads every byte of every pack. Where one vanishes meanwhile, what it held is in another, which is read too. Returns
+/// the packs that were read, with their objects.
+fn scan_all(
+    repo: &Repo,
+    findings: &mut Vec<Finding>,
+    broken: &mut BTreeSet<Broken>,
+    progress: &dyn Progress,
+) -> Result<Vec<(String, Vec<Id>)>, RepoError> {
+    let (mut todo, mut done) = (repo.packs.pack_names(), Vec::new());
+    let mut seen: HashSet<String> = todo.iter().cloned().collect();
+    todo.reverse();
+    while let Some(pack) = todo.pop() {
+        let names = repo.packs.names_in(&pack).into_iter().filter(|(kind, _)| *kind == Kind::Object);
+        let objects = names.map(|(_, id)| id).collect();
+        match scan_pack(repo, &pack, findings, broken, progress) {
+            Err(RepoError::Store(e)) if is_gone(&e) => {
+                repo.refresh()?;
+                todo.extend(repo.packs.pack_names().into_iter().filter(|name| seen.insert(name.clone())));
+            }
+            read => done.push(read.map(|()| (pack, objects))?),
+        }
+    }
+    Ok(done)
 }
 
 fn scan_pack(

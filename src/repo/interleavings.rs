@@ -1,4 +1,4 @@
-//! Readers of one block, a pack that moves beneath them, and pins, under threads that take turns in many orders (feature
+//! Readers of one block, a pack that moves beneath them or beside another process, and pins, under threads that take turns in many orders (feature
 //! `shuttle`).
 
 use std::path::Path;
@@ -91,6 +91,28 @@ fn readers_find_what_moves_to_another_pack_beneath_them() {
         moved(&repo, &object, &recipe);
         [a, b, read()].into_iter().for_each(|h| h.join().unwrap());
         assert_eq!(repo.packs.pack_names().len(), 1);
+    });
+}
+
+#[test]
+fn another_process_finds_what_moves_while_it_opens_or_looks_again() {
+    explore(|| {
+        let (sim, repo, object, recipe) = repo();
+        let disk: Arc<dyn Disk> = Arc::new(sim);
+        let held = Repo::open(Path::new(DIR), disk.clone(), 1 << 20).unwrap();
+        let read = move |repo: Arc<Repo>| {
+            let mut bytes = [0; 5];
+            repo.open_file(&recipe).unwrap().read_at(0, &mut bytes).unwrap();
+            assert_eq!(bytes, BYTES);
+        };
+        let opens = thread::spawn(move || read(Repo::open(Path::new(DIR), disk, 1 << 20).unwrap()));
+        let looks = thread::spawn(move || {
+            held.refresh().unwrap();
+            read(held);
+        });
+        moved(&repo, &object, &recipe);
+        moved(&repo, &object, &recipe);
+        [opens, looks].into_iter().for_each(|h| h.join().unwrap());
     });
 }
 

@@ -12,7 +12,7 @@
 //!
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -31,6 +31,10 @@ use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 
 /// Pack files kept open.
 const OPEN_FILES: usize = 256;
+/// How often the directory is read at most until two readings agree: more is a storm of new packs, not one that moved.
+const READINGS: usize = 16;
+/// How often a thing is followed from a pack that has vanished to another.
+const MOVES: usize = 16;
 
 /// An object's record, and where its blocks lie.
 pub struct StoredObject {
@@ -78,14 +82,14 @@ struct State {
 }
 
 impl State {
-    /// Takes in what was loaded, a reading of a directory of these names. Returns whether a thing may be read from another
+    /// Takes in what was loaded, of a directory of these names. Returns whether a thing may be read from another
     /// place than before, and the packs that vanished.
     fn take(&mut self, names: &[String], loaded: Vec<Loaded>) -> (bool, Vec<Arc<Pack>>) {
         let is_there = |name: &str| names.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
         let vanished = self.index.retain(is_there);
         self.findings.retain(|name, _| is_there(name));
         self.later.retain(|name, _| is_there(name));
-        let packs = loaded.into_iter().filter_map(|l| self.take_one(l)).collect();
+        let packs = loaded.into_iter().filter(|l| is_there(l.name())).filter_map(|l| self.take_one(l)).collect();
         let replaced = self.index.add(packs);
         (replaced || !vanished.is_empty(), vanished)
     }
@@ -102,7 +106,7 @@ impl State {
             }
             Loaded::Later(name, what) => drop(self.later.insert(name, what)),
             Loaded::Unreadable(name, finding) => drop(self.findings.insert(name, vec![finding])),
-            Loaded::Gone => {}
+            Loaded::Gone(_) => {}
         }
         None
     }
@@ -112,7 +116,16 @@ enum Loaded {
     Index(Arc<Pack>, Vec<Finding>),
     Later(String, String),
     Unreadable(String, Finding),
-    Gone,
+    Gone(String),
+}
+
+impl Loaded {
+    fn name(&self) -> &str {
+        match self {
+            Loaded::Index(pack, _) => &pack.name,
+            Loaded::Later(name, _) | Loaded::Unreadable(name, _) | Loaded::Gone(name) => name,
+        }
+    }
 }
 
 /// All packs of a repository.
@@ -158,12 +171,25 @@ impl Packs {
 
     /// Takes in packs that appeared, and forgets those that vanished. Packs of which an object is still held
     /// remain readable through it while their file is open.
+    ///
+    /// A pack may vanish between the reading of the directory and its own, and a reading that another process is beside
+    /// may show neither the old pack of a thing nor its new one: it is taken when a second reading is the same.
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = pack_names(&*self.disk, &self.dir)?;
-        let known = |name: &&String| self.state().index.packs().contains_key(*name);
-        let new: Vec<&String> = names.iter().filter(|n| !known(n)).collect();
-        let loaded = parallel::map(&new, |n| self.load(n));
+        let mut names = pack_names(&*self.disk, &self.dir)?;
+        let mut seen = BTreeSet::new();
+        let mut loaded = Vec::new();
+        for _ in 0..READINGS {
+            let known = |name: &String| seen.contains(name) || self.state().index.packs().contains_key(name);
+            let new: Vec<String> = names.iter().filter(|n| !known(n)).cloned().collect();
+            loaded.extend(parallel::map(&new, |n| self.load(n)));
+            seen.extend(new);
+            let again = pack_names(&*self.disk, &self.dir)?;
+            if again == names {
+                break;
+            }
+            names = again;
+        }
         let (moved, vanished) = self.state.write().unwrap_or_else(PoisonError::into_inner).take(&names, loaded);
         self.moves.fetch_add(moved as u64, Ordering::Relaxed);
         vanished.iter().for_each(|pack| drop(self.files.remove(&pack.key)));
@@ -183,7 +209,7 @@ impl Packs {
         };
         let file = match self.disk.open(&path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone(name.to_owned()),
             Err(e) => return unreadable(e.to_string()),
         };
         let mut index = scan::index(&*file, name);
@@ -474,16 +500,14 @@ impl Packs {
 
     /// As [`find`](Self::find), with the file open. Looks again where the pack has vanished.
     fn find_open(&self, kind: Kind, id: &Id) -> Result<(Place, Arc<dyn DiskFile>)> {
-        let mut place = self.find(kind, id)?;
-        let file = match self.file(&place.pack) {
-            Err(e) if is_gone(&e) => {
-                self.refresh()?;
-                place = self.find(kind, id)?;
-                self.file(&place.pack)?
+        let mut moves = 0..MOVES;
+        loop {
+            let place = self.find(kind, id)?;
+            match self.file(&place.pack) {
+                Err(e) if is_gone(&e) && moves.next().is_some() => self.refresh()?,
+                file => return Ok((place, file?)),
             }
-            other => other?,
-        };
-        Ok((place, file))
+        }
     }
 
     fn plain(&self, kind: Kind, id: &Id) -> Result<(Place, Vec<u8>)> {

@@ -13,11 +13,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 
 use super::disk::{Disk, DiskFile};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
 
