@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Id;
 use super::lossy::Lossy;
-use super::name::{ModelName, VersionName, safe_path};
+use super::name::{ModelName, VersionName, printable, safe_path};
 
 /// How a child came from a parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Hash, PartialOrd, Ord)]
@@ -197,7 +197,7 @@ impl VersionRecord {
     /// file that is also a directory of another.
     pub fn decode(bytes: &[u8]) -> Result<VersionRecord, String> {
         let r: VersionRecord = serde_json::from_slice(bytes).map_err(|e| format!("not a version record: {e}"))?;
-        check_paths(r.files.iter().map(|f| f.path.as_str()))?;
+        check_paths(&r.files)?;
         Ok(r)
     }
 
@@ -206,25 +206,27 @@ impl VersionRecord {
     }
 }
 
-fn check_paths<'a>(paths: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut last = "";
-    for p in paths {
-        safe_path(p).map_err(str::to_owned)?;
-        if p <= last {
-            return Err("paths are not sorted and distinct".to_owned());
-        }
-        let mut up = p;
-        while let Some((dir, _)) = up.rsplit_once('/') {
-            if seen.contains(dir) {
-                return Err(format!("'{dir}' is both a file and a directory"));
-            }
-            up = dir;
-        }
-        seen.insert(p);
-        last = p;
+fn check_paths(files: &[FileEntry]) -> Result<(), String> {
+    files.iter().try_for_each(|f| safe_path(&f.path)).map_err(str::to_owned)?;
+    if !files.is_sorted_by(|a, b| a.path < b.path) {
+        return Err("paths are not sorted and distinct".to_owned());
     }
-    Ok(())
+    let is_directory = |(i, f): &(usize, &FileEntry)| {
+        let later = &files[i + 1..];
+        let first = later.partition_point(|l| is_before_those_in(&l.path, &f.path));
+        later.get(first).is_some_and(|l| l.path.strip_prefix(&f.path).is_some_and(|rest| rest.starts_with('/')))
+    };
+    match files.iter().enumerate().find(is_directory) {
+        Some((_, f)) => Err(format!("'{}' is both a file and a directory", printable(&f.path))),
+        None => Ok(()),
+    }
+}
+
+/// Whether a path sorts before all those in a directory.
+fn is_before_those_in(path: &str, dir: &str) -> bool {
+    let (path, dir) = (path.as_bytes(), dir.as_bytes());
+    let common = path.len().min(dir.len());
+    path[..common].cmp(&dir[..common]).then_with(|| path.get(common).cmp(&Some(&b'/'))).is_lt()
 }
 
 #[cfg(test)]

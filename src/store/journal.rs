@@ -30,6 +30,14 @@ const FRAME: usize = 12;
 const SEARCHED: u64 = 1 << 30;
 /// Bytes before a position in which the frame that ends there is looked for: nearly all are short.
 const ANCHORS: [u64; 2] = [1 << 14, 1 << 20];
+/// Longest payload: a hundred thousand removals take a fifth of it.
+const MAX_PAYLOAD: usize = 1 << 27;
+/// Most bytes of one frame that a crash leaves.
+const MAX_TORN: usize = FRAME + MAX_PAYLOAD;
+/// Bytes that are read at once.
+const WINDOW: u64 = 1 << 20;
+/// Bytes of a damaged journal that are searched for what is whole.
+const MAX_SALVAGED: u64 = 1 << 32;
 const FAILED_BEFORE: StoreError = StoreError::Misuse("the journal failed before: open it again");
 
 /// A place between two frames: where it is, and the check of the frame before it.
@@ -85,10 +93,15 @@ fn put_frame(out: &mut Vec<u8>, before: [u8; 8], payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Length of the payload of the frame that `bytes` begin with, if it can be one. The least is that of no events.
+fn payload_len(bytes: &[u8]) -> Option<usize> {
+    let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+    (2..=MAX_PAYLOAD).contains(&len).then_some(len)
+}
+
 /// Payload of the frame that `bytes` begin with, if there are enough of them.
 fn payload_of(bytes: &[u8]) -> Option<&[u8]> {
-    let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-    bytes.get(FRAME..)?.get(..len)
+    bytes.get(FRAME..)?.get(..payload_len(bytes)?)
 }
 
 fn check_of(bytes: &[u8]) -> Option<[u8; 8]> {
@@ -101,15 +114,55 @@ fn frame_after(bytes: &[u8], before: [u8; 8]) -> Option<&[u8]> {
     (check_of(bytes)? == check8(&[&before, &bytes[..4], payload])).then_some(payload)
 }
 
-/// Walks whole frames from `at` on (`bytes` begin there) and returns where they end.
-fn walk(bytes: &[u8], at: Position, f: &mut dyn FnMut(&[u8], Position) -> Result<()>) -> Result<Position> {
-    let mut here = at;
-    loop {
-        let rest = &bytes[(here.offset - at.offset) as usize..];
-        let Some(payload) = frame_after(rest, here.chain) else { return Ok(here) };
-        let chain = check_of(rest).expect("a whole frame has a check");
-        here = Position { offset: here.offset + (FRAME + payload.len()) as u64, chain };
-        f(payload, here)?;
+/// A file's bytes, some at a time: what it holds decides what it takes, not how long it says that it is.
+struct Window<'a> {
+    file: &'a dyn DiskFile,
+    path: &'a Path,
+    /// Where the bytes end.
+    len: u64,
+    at: u64,
+    held: Vec<u8>,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a dyn DiskFile, path: &'a Path) -> Result<Window<'a>> {
+        Ok(Window { file, path, len: file.len().at(path)?, at: 0, held: vec![] })
+    }
+
+    /// `n` bytes from `at` on, where there are so many.
+    fn bytes(&mut self, at: u64, n: u64) -> Result<Option<&[u8]>> {
+        let Some(left) = self.len.checked_sub(at).filter(|left| n <= *left) else { return Ok(None) };
+        if at < self.at || at + n > self.at + self.held.len() as u64 {
+            self.held.resize(n.max(WINDOW).min(left) as usize, 0);
+            self.file.read_at(&mut self.held, at).at(self.path)?;
+            self.at = at;
+        }
+        let start = (at - self.at) as usize;
+        Ok(Some(&self.held[start..start + n as usize]))
+    }
+
+    /// The frame at `here`, if it is whole.
+    fn frame(&mut self, here: Position) -> Result<Option<&[u8]>> {
+        let head = self.bytes(here.offset, FRAME as u64)?;
+        let Some(len) = head.and_then(payload_len) else { return Ok(None) };
+        let frame = self.bytes(here.offset, (FRAME + len) as u64)?;
+        Ok(frame.filter(|frame| frame_after(frame, here.chain).is_some()))
+    }
+
+    /// Walks whole frames from `here` on and returns where they end.
+    fn walk(&mut self, mut here: Position, f: &mut dyn FnMut(&[u8], Position) -> Result<()>) -> Result<Position> {
+        while let Some(frame) = self.frame(here)? {
+            let chain = check_of(frame).expect("a whole frame has a check");
+            here = Position { offset: here.offset + frame.len() as u64, chain };
+            f(&frame[FRAME..], here)?;
+        }
+        Ok(here)
+    }
+
+    /// Whether what follows the last whole frame cannot be a torn append.
+    fn is_damage_from(&mut self, end: Position) -> Result<bool> {
+        let rest = self.bytes(end.offset, (self.len - end.offset).min(MAX_TORN as u64 + 1))?;
+        Ok(rest.is_some_and(|rest| is_damage(rest, end.chain)))
     }
 }
 
@@ -141,7 +194,7 @@ impl<'a> Search<'a> {
 /// Whether bytes after the last whole frame cannot be a torn append. A torn append is part of one frame, so
 /// neither a whole frame's events nor a frame that follows another can be in it.
 fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
-    if (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
+    if rest.len() > MAX_TORN || (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
         return true;
     }
     let mut search = Search::new(rest, before);
@@ -166,27 +219,29 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(out),
         opened => opened.at(&path)?,
     };
-    let mut bytes = vec![0; file.len().at(&path)? as usize];
-    file.read_at(&mut bytes, 0).at(&path)?;
+    let mut window = Window::new(&*file, &path)?;
+    let whole = window.len;
+    window.len = whole.min(MAX_SALVAGED);
+    window.bytes(0, window.len)?; // All of it is held from here on.
     let what = format!("journal {}", path.display());
-    let head = bytes.first_chunk().map(|h| read_header(MAGIC, h, &what));
+    let head = window.held.first_chunk().map(|h| read_header(MAGIC, h, &what));
     match head {
         Some(Err(e @ StoreError::Later { .. })) => return Err(e),
         Some(Ok(NUMBER)) => {}
-        _ => out.lost.push((0, (bytes.len() as u64).min(HEADER as u64))),
+        _ => out.lost.push((0, window.len.min(HEADER as u64))),
     }
     let mut here = start();
-    while let Some(rest) = bytes.get(here.offset as usize..) {
-        let end = walk(rest, here, &mut |payload, _| {
+    while here.offset <= window.len {
+        let end = window.walk(here, &mut |payload, _| {
             out.frames.push(events(payload, &what)?);
             Ok(())
         })?;
-        let rest = &rest[(end.offset - here.offset) as usize..];
+        let rest = &window.held[end.offset as usize..];
         if rest.is_empty() || !is_damage(rest, end.chain) {
             break;
         }
         let Some((skip, chain)) = next_frame(rest, end.chain) else {
-            out.lost.push((end.offset, bytes.len() as u64));
+            out.lost.push((end.offset, window.len));
             break;
         };
         out.lost.push((end.offset, end.offset + skip));
@@ -196,6 +251,9 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
             let at = here.offset + (FRAME + orphan.len()) as u64;
             here = Position { offset: at, chain: check_of(&rest[skip as usize..]).expect("a whole frame has a check") };
         }
+    }
+    if whole > window.len {
+        out.lost.push((window.len, whole));
     }
     out.frames.retain(|f| !f.is_empty());
     Ok(out)
@@ -227,9 +285,7 @@ fn orphan(bytes: &[u8], chain: [u8; 8]) -> Option<&[u8]> {
 pub fn write_anew(disk: &dyn Disk, dir: &Path, frames: &[Vec<Event>]) -> Result<()> {
     let path = dir.join(NAME);
     if let Ok(old) = disk.open(&path) {
-        let mut bytes = vec![0; old.len().at(&path)? as usize];
-        old.read_at(&mut bytes, 0).at(&path)?;
-        root::write_whole(disk, &path.with_extension("damaged"), &bytes)?;
+        root::copy_whole(disk, &*old, &path.with_extension("damaged"))?;
     }
     let (mut out, mut chain) = (header(MAGIC, NUMBER).to_vec(), start().chain);
     for payload in frames.iter().map(|f| serde_json::to_vec(f).expect("plain values")).chain([b"[]".to_vec()]) {
@@ -295,13 +351,13 @@ impl Journal {
     ) -> Result<Position> {
         let from = from.unwrap_or(start());
         let start = if self.is_anchored(from)? { from } else { start() };
-        let (what, bytes) = (self.what(), self.read(start.offset)?);
+        let (what, mut window) = (self.what(), self.window(start.offset)?);
         let gone = || {
             let at = from.offset;
             StoreError::damaged(format!("{what}: what was acknowledged at {at} is gone or was changed"))
         };
         let (mut reached, mut bare) = (from == start, start.offset > HEADER as u64);
-        let end = walk(&bytes, start, &mut |payload, at| {
+        let end = window.walk(start, &mut |payload, at| {
             bare = payload.len() > 2;
             if !reached {
                 reached = at == from;
@@ -312,7 +368,7 @@ impl Journal {
                 some => f(some, at),
             }
         })?;
-        self.check_rest(&bytes[(end.offset - start.offset) as usize..], end)?;
+        self.check_rest(&mut window, end)?;
         if !reached {
             return Err(gone());
         }
@@ -362,7 +418,7 @@ impl Journal {
             return Ok(end);
         }
         let payload = serde_json::to_vec(events).expect("events have only string keys and plain values");
-        if payload.len() > u32::MAX as usize / 2 {
+        if payload.len() > MAX_PAYLOAD {
             return Err(StoreError::Misuse("too many events for one frame"));
         }
         let mut frame = Vec::with_capacity(FRAME + payload.len());
@@ -386,31 +442,28 @@ impl Journal {
     /// The end of the whole frames, what a crash left behind it being cut off.
     fn settle(&mut self) -> Result<Position> {
         let known = self.end.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(start());
-        let bytes = self.read(known.offset)?;
-        let end = walk(&bytes, known, &mut |_, _| Ok(()))?;
-        let rest = &bytes[(end.offset - known.offset) as usize..];
-        if !rest.is_empty() {
-            self.check_rest(rest, end)?;
+        let mut window = self.window(known.offset)?;
+        let end = window.walk(known, &mut |_, _| Ok(()))?;
+        if window.len > end.offset {
+            self.check_rest(&mut window, end)?;
             self.file.truncate(end.offset).and_then(|()| self.file.sync()).at(&self.path)?;
         }
         Ok(end)
     }
 
-    fn check_rest(&self, rest: &[u8], end: Position) -> Result<()> {
-        if !is_damage(rest, end.chain) {
+    fn check_rest(&self, window: &mut Window, end: Position) -> Result<()> {
+        if !window.is_damage_from(end)? {
             return Ok(());
         }
         Err(StoreError::damaged(format!("{}: the frame at {}, with others after it", self.what(), end.offset)))
     }
 
-    fn read(&self, from: u64) -> Result<Vec<u8>> {
-        let len = self.file.len().at(&self.path)?;
-        let Some(n) = len.checked_sub(from) else {
-            return Err(StoreError::damaged(format!("{}: it was cut to {len} bytes", self.what())));
-        };
-        let mut bytes = vec![0; n as usize];
-        self.file.read_at(&mut bytes, from).at(&self.path)?;
-        Ok(bytes)
+    fn window(&self, from: u64) -> Result<Window<'_>> {
+        let window = Window::new(&*self.file, &self.path)?;
+        match window.len {
+            len if len < from => Err(StoreError::damaged(format!("{}: it was cut to {len} bytes", self.what()))),
+            _ => Ok(window),
+        }
     }
 
     fn what(&self) -> String {

@@ -81,13 +81,30 @@ pub fn ensure_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
 
 /// A whole small file under its name, or nothing: through a temporary file beside it.
 pub(super) fn write_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_whole_by(disk, path, &|file| file.append(bytes))
+}
+
+/// The same of another file's bytes.
+pub(super) fn copy_whole(disk: &dyn Disk, from: &dyn DiskFile, path: &Path) -> Result<()> {
+    write_whole_by(disk, path, &|file| {
+        let (len, mut piece) = (from.len()?, vec![0; 1 << 20]);
+        for at in (0..len).step_by(piece.len()) {
+            let n = (len - at).min(piece.len() as u64) as usize;
+            from.read_at(&mut piece[..n], at)?;
+            file.append(&piece[..n])?;
+        }
+        Ok(())
+    })
+}
+
+fn write_whole_by(disk: &dyn Disk, path: &Path, write: &dyn Fn(&dyn DiskFile) -> std::io::Result<()>) -> Result<()> {
     let temporary = path.with_extension("tmp");
     match disk.remove(&temporary) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at(&temporary),
         _ => {}
     }
     let file = disk.create_new(&temporary).at(&temporary)?;
-    file.append(bytes).at(&temporary)?;
+    write(&*file).at(&temporary)?;
     file.sync().at(&temporary)?;
     disk.rename(&temporary, path).at(path)?;
     let dir = path.parent().unwrap_or(Path::new("."));

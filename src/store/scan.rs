@@ -23,6 +23,8 @@ use crate::model::recipe::Recipe;
 
 /// Bytes of a pack's end that are read at once. Most footers lie within.
 const TAIL: u64 = 4096;
+/// Bytes of a longer footer that are read at once: whole entries.
+const PIECE: usize = ENTRY << 14;
 
 /// Something wrong in a pack.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -141,23 +143,45 @@ fn read_footer(file: &dyn DiskFile, end: u64) -> Result<(Vec<Entry>, u64), (u64,
         return Err((trailer_at, "the trailer is damaged".to_owned()));
     }
     let len = u32::try_from(trailer_at - offset - FRAME).map_err(|_| (trailer_at, "it is too long".to_owned()))?;
-    let frame = match offset.checked_sub(tail_at) {
-        Some(start) => frame_of(Kind::Footer, len, tail[start as usize..tail.len() - TRAILER].to_vec()),
-        None => read_frame(file, Kind::Footer, offset, len),
+    let piece = |at: u64, n: u64| match at.checked_sub(tail_at) {
+        Some(start) => Ok(tail[start as usize..][..n as usize].to_vec()),
+        None => read(file, at, n, end),
     };
-    let frame = frame.map_err(|e| (offset, e))?;
-    let payload = &frame[FRAME as usize..];
-    if trailer[16..48] != Id::of(payload).0 {
-        return Err((trailer_at, "the trailer is of another footer".to_owned()));
+    let (entries, digest) = read_entries(offset, len, piece).map_err(|e| (offset, e))?;
+    match trailer[16..48] == digest {
+        true => Ok((entries.ok_or((offset, "an entry makes no sense".to_owned()))?, offset)),
+        false => Err((trailer_at, "the trailer is of another footer".to_owned())),
     }
-    let mut entries = Vec::with_capacity(count as usize);
-    for e in payload.chunks_exact(ENTRY) {
-        let entry = e.first_chunk().and_then(|e| Entry::read(e, offset));
-        entries.push(entry.ok_or_else(|| (offset, "an entry makes no sense".to_owned()))?);
+}
+
+/// A footer's entries, if they make sense, and its payload's digest. Read in pieces: what makes no sense takes no memory,
+/// however long it says that it is.
+fn read_entries(
+    offset: u64,
+    len: u32,
+    piece: impl Fn(u64, u64) -> Result<Vec<u8>, String>,
+) -> Result<(Option<Vec<Entry>>, [u8; 32]), String> {
+    let head = piece(offset, FRAME)?;
+    if head[0] != Kind::Footer as u8 || head[1..5] != len.to_le_bytes() {
+        return Err("its frame's head is not as expected".to_owned());
     }
-    match entries.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id)) {
-        true => Ok((entries, offset)),
-        false => Err((offset, "an entry makes no sense".to_owned())),
+    let (mut check, mut digest) = (blake3::Hasher::new(), blake3::Hasher::new());
+    check.update(&head[..5]);
+    let (mut entries, mut sense) = (Vec::new(), true);
+    for at in (0..len as u64).step_by(PIECE) {
+        let bytes = piece(offset + FRAME + at, (len as u64 - at).min(PIECE as u64))?;
+        check.update(&bytes);
+        digest.update(&bytes);
+        for e in bytes.chunks_exact(ENTRY) {
+            let after = |e: &Entry| entries.last().is_none_or(|l: &Entry| (l.kind, l.id) < (e.kind, e.id));
+            let entry = e.first_chunk().and_then(|e| Entry::read(e, offset)).filter(|e| sense && after(e));
+            sense &= entry.is_some();
+            entries.extend(entry);
+        }
+    }
+    match check.finalize().as_bytes()[..4] == head[5..] {
+        true => Ok((sense.then_some(entries), *digest.finalize().as_bytes())),
+        false => Err("its check fails".to_owned()),
     }
 }
 

@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"mgitskt3";
 /// Fewest and most bytes of one version.
 const MIN_PAYLOAD: usize = 4 + 32 + 4 * LANES + 1;
 const MAX_PAYLOAD: usize = 1 << 16;
+/// Bytes that are read at once: what the file holds decides what it takes, not how long it says that it is.
+const PIECE: u64 = 4 << 20;
 /// Bytes of a frame beside its payload.
 const OVERHEAD: usize = 12;
 /// Hash functions of a version's set of objects.
@@ -150,15 +152,15 @@ impl SketchFile {
     /// All versions, up to the first that does not check out: that and what follows is cut off.
     pub fn read(&mut self) -> Result<Vec<VersionSketch>> {
         let len = self.file.len().at(&self.path)?;
-        let bytes = self.bytes(0, len, len)?.unwrap_or_default();
-        let frames: Vec<Frame> = frames(&bytes).collect();
-        let found = parallel::map(&frames, Frame::version);
-        let in_place = |(i, v): (usize, Option<(u32, VersionSketch)>)| v.filter(|(n, _)| *n as usize == i);
-        let versions: Vec<VersionSketch> =
-            found.into_iter().enumerate().map_while(in_place).map(|(_, version)| version).collect();
-        let end = MAGIC.len() + frames[..versions.len()].iter().map(Frame::len).sum::<usize>();
-        if end as u64 != len {
-            self.file.truncate(end as u64).at(&self.path)?;
+        let (mut versions, mut at) = (Vec::new(), MAGIC.len() as u64);
+        while at < len {
+            let bytes = self.bytes(at, PIECE.min(len - at), len)?.unwrap_or_default();
+            let taken = take_frames(&bytes, &mut versions);
+            if taken == 0 {
+                self.file.truncate(at).at(&self.path)?;
+                break;
+            }
+            at += taken;
         }
         (self.count, self.last) = (versions.len(), versions.last().map(|v| v.id));
         Ok(versions)
@@ -187,9 +189,20 @@ impl SketchFile {
     }
 }
 
+/// Takes the versions of the frames that `bytes` begin with, up to one that is not whole, does not check out or is not in
+/// its place. Returns how many bytes they took.
+fn take_frames(bytes: &[u8], versions: &mut Vec<VersionSketch>) -> u64 {
+    let frames: Vec<Frame> = frames(bytes).collect();
+    let in_place = |(i, v): (usize, Option<(u32, VersionSketch)>)| v.filter(|(n, _)| *n as usize == i);
+    let found = (versions.len()..).zip(parallel::map(&frames, Frame::version)).map_while(in_place);
+    let before = versions.len();
+    versions.extend(found.map(|(_, version)| version));
+    frames[..versions.len() - before].iter().map(Frame::len).sum::<usize>() as u64
+}
+
 /// The frames that are there in full.
 fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
-    let mut rest = bytes.get(MAGIC.len()..).unwrap_or_default();
+    let mut rest = bytes;
     std::iter::from_fn(move || {
         let frame = Frame::at(rest)?;
         rest = &rest[frame.len()..];
