@@ -4,8 +4,9 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Bench, Noise, fuse_is_there};
@@ -57,14 +58,14 @@ fn write_large(path: &Path) {
     out.flush().unwrap();
 }
 
-/// Waits for a child and returns the most that it ever had in memory, in bytes. It must have succeeded.
-fn most_memory(child: Child) -> u64 {
+/// Waits for a child and returns the most that it ever had in memory, in bytes. It must have exited with `code`.
+fn most_memory(child: Child, code: i32) -> u64 {
     let mut status = 0;
     // SAFETY: rusage is plain numbers, for which zeros are a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both are valid places to write to; the child has not been waited for.
     let pid = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
-    assert_eq!((pid, status), (child.id() as i32, 0));
+    assert_eq!((pid, status), (child.id() as i32, code << 8));
     usage.ru_maxrss as u64 * 1024
 }
 
@@ -86,7 +87,7 @@ fn two_gibibytes_are_imported_and_read_in_bounded_memory() {
     assert!(size > 2 << 30);
     println!("written in {:?}", start.elapsed());
     let start = Instant::now();
-    let import = most_memory(b.command(&["import", dir.to_str().unwrap()]).spawn().unwrap());
+    let import = most_memory(b.command(&["import", dir.to_str().unwrap()]).spawn().unwrap(), 0);
     println!("import: {} MiB in {:?}", import / MIB, start.elapsed());
     assert!(import < 400 * MIB, "the import had {} MiB in memory", import / MIB);
     fs::remove_dir_all(&dir).unwrap();
@@ -138,4 +139,45 @@ fn read_all(path: &Path) -> Result<(), String> {
         (true, Ok(0)) => Ok(()),
         other => Err(format!("other ends: {other:?}")),
     }
+}
+
+/// A pack whose end says that a footer of 500 MB comes before it: a hole.
+fn write_long_footer(path: &Path) {
+    const COUNT: u64 = 10_000_000;
+    let (start, len) = (28, 53 * COUNT);
+    let file = File::create(path).unwrap();
+    let head = [&[5][..], &(len as u32).to_le_bytes()].concat();
+    file.write_all_at(&head, start).unwrap();
+    let numbers = [start, COUNT].map(u64::to_le_bytes).concat();
+    file.write_all_at(&[&numbers[..], &[0; 32], b"mgit-end"].concat(), start + 13 + len).unwrap();
+}
+
+/// What a file says of its length costs nothing: a repository may come from anyone.
+#[test]
+fn holes_take_no_memory() {
+    let b = Bench::new();
+    let dir = b.path("in/m");
+    common::write_model(&dir, &common::base_tensors(7, 1));
+    b.ok(&["import", dir.to_str().unwrap()]);
+    let most = |args: &[&str], code: i32| {
+        let start = Instant::now();
+        let quiet = b.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let most = most_memory(quiet, code) / MIB;
+        println!("{args:?}: {most} MiB, {:.1?}", start.elapsed());
+        assert!(most < 400, "{args:?} had {most} MiB in memory");
+    };
+    let lengthen =
+        |name: &str, to: u64| File::options().write(true).open(b.repo().join(name)).unwrap().set_len(to).unwrap();
+    lengthen("packs/sketches", 1 << 40);
+    most(&["import", dir.to_str().unwrap(), "--as", "other"], 0);
+    let long = b.repo().join("packs/0000000000000001.pack");
+    write_long_footer(&long);
+    most(&["fsck", "--quick"], 1);
+    most(&["show", "m"], 0);
+    fs::remove_file(long).unwrap();
+    b.ok(&["fsck"]);
+    lengthen("journal/000001.log", 1 << 40);
+    most(&["gc"], 1);
+    lengthen("journal/000001.log", 1 << 30);
+    most(&["fsck", "--quick"], 1);
 }

@@ -34,6 +34,8 @@ const ANCHORS: [u64; 2] = [1 << 14, 1 << 20];
 const MAX_PAYLOAD: usize = 1 << 27;
 /// Most bytes of one frame that a crash leaves.
 const MAX_TORN: usize = FRAME + MAX_PAYLOAD;
+/// What is passed over at once in a search.
+const HOLE: [u8; 4096] = [0; 4096];
 /// Bytes that are read at once.
 const WINDOW: u64 = 1 << 20;
 /// Bytes of a damaged journal that are searched for what is whole.
@@ -141,12 +143,16 @@ impl<'a> Window<'a> {
         Ok(Some(&self.held[start..start + n as usize]))
     }
 
+    /// As many bytes as the head of a frame at `at` says that it has.
+    fn claimed(&mut self, at: u64) -> Result<Option<&[u8]>> {
+        let head = self.bytes(at, FRAME as u64)?;
+        let Some(len) = head.and_then(payload_len) else { return Ok(None) };
+        self.bytes(at, (FRAME + len) as u64)
+    }
+
     /// The frame at `here`, if it is whole.
     fn frame(&mut self, here: Position) -> Result<Option<&[u8]>> {
-        let head = self.bytes(here.offset, FRAME as u64)?;
-        let Some(len) = head.and_then(payload_len) else { return Ok(None) };
-        let frame = self.bytes(here.offset, (FRAME + len) as u64)?;
-        Ok(frame.filter(|frame| frame_after(frame, here.chain).is_some()))
+        Ok(self.claimed(here.offset)?.filter(|frame| frame_after(frame, here.chain).is_some()))
     }
 
     /// Walks whole frames from `here` on and returns where they end.
@@ -164,30 +170,69 @@ impl<'a> Window<'a> {
         let rest = self.bytes(end.offset, (self.len - end.offset).min(MAX_TORN as u64 + 1))?;
         Ok(rest.is_some_and(|rest| is_damage(rest, end.chain)))
     }
+
+    /// The first that `f` says of a place after `from`, being given what follows it: a frame's bytes at least.
+    fn find<T>(&mut self, from: u64, mut f: impl FnMut(u64, &[u8]) -> Option<T>) -> Result<Option<T>> {
+        let mut at = from + 1;
+        while at < self.len {
+            let n = (self.len - at).min(2 * MAX_TORN as u64);
+            let places = if at + n == self.len { n } else { n - MAX_TORN as u64 };
+            let bytes = self.bytes(at, n)?.unwrap_or_default();
+            let mut i = 0;
+            while i < places {
+                let rest = &bytes[i as usize..];
+                if let Some(found) = f(at + i, rest) {
+                    return Ok(Some(found));
+                }
+                // No frame begins with a length of zero.
+                i += if rest.starts_with(&HOLE) { HOLE.len() as u64 - 3 } else { 1 };
+            }
+            at += places;
+        }
+        Ok(None)
+    }
+
+    /// Where the first frame behind the damaged one at `end` begins, and what its check covers if that is known.
+    fn next_frame(&mut self, end: Position) -> Result<Option<Position>> {
+        let damaged = self.claimed(end.offset)?.map(<[u8]>::to_vec);
+        let damaged = match damaged {
+            Some(frame) => frame,
+            None => self.bytes(end.offset, (self.len - end.offset).min(FRAME as u64))?.unwrap_or_default().to_vec(),
+        };
+        let mut search = Search::new(&damaged, end.chain, self.len - end.offset);
+        let mut orphan = None;
+        let found = self.find(end.offset, |offset, bytes| {
+            if orphan.is_none() && payload_of(bytes).is_some_and(holds_events) {
+                orphan = Some(Position { offset, chain: [0; 8] });
+            }
+            Some(Position { offset, chain: search.follows(bytes)? })
+        })?;
+        Ok(found.or(orphan))
+    }
 }
 
-/// A search of bytes that begin with a damaged or torn frame for one that follows it.
-struct Search<'a> {
-    rest: &'a [u8],
-    /// What that one's check may cover.
+/// A search for a frame that follows a damaged or torn one.
+struct Search {
+    /// What its check may cover.
     chains: Vec<[u8; 8]>,
     /// Bytes that may still be hashed; none: it was given up.
     left: u64,
 }
 
-impl<'a> Search<'a> {
-    fn new(rest: &'a [u8], before: [u8; 8]) -> Search<'a> {
-        let computed = payload_of(rest).map(|p| check8(&[&before, &rest[..4], p]));
-        let chains = check_of(rest).into_iter().chain(computed).collect();
-        Search { rest, chains, left: SEARCHED + 64 * rest.len() as u64 }
+impl Search {
+    /// `damaged` are the bytes of that frame, as far as they are there, with the check that it should cover; `searched` how
+    /// many are to be looked through.
+    fn new(damaged: &[u8], before: [u8; 8], searched: u64) -> Search {
+        let computed = payload_of(damaged).map(|p| check8(&[&before, &damaged[..4], p]));
+        let chains = check_of(damaged).into_iter().chain(computed).collect();
+        Search { chains, left: SEARCHED + 64 * searched }
     }
 
-    /// What the frame at `at` follows, if one is there.
-    fn follows(&mut self, at: usize) -> Option<[u8; 8]> {
-        let rest = &self.rest[at..];
-        let hashed = payload_of(rest)?.len() * self.chains.len();
+    /// What the frame that `bytes` begin with follows, if there is one.
+    fn follows(&mut self, bytes: &[u8]) -> Option<[u8; 8]> {
+        let hashed = payload_of(bytes)?.len() * self.chains.len();
         self.left = self.left.saturating_sub(hashed as u64);
-        self.chains.iter().copied().find(|&c| self.left > 0 && frame_after(rest, c).is_some())
+        self.chains.iter().copied().find(|&c| self.left > 0 && frame_after(bytes, c).is_some())
     }
 }
 
@@ -197,8 +242,8 @@ fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
     if rest.len() > MAX_TORN || (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
         return true;
     }
-    let mut search = Search::new(rest, before);
-    (FRAME..rest.len()).any(|at| search.follows(at).is_some()) || search.left == 0
+    let mut search = Search::new(rest, before, rest.len() as u64);
+    (FRAME..rest.len()).any(|at| search.follows(&rest[at..]).is_some()) || search.left == 0
 }
 
 /// What can be read of a journal that is damaged.
@@ -222,9 +267,8 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
     let mut window = Window::new(&*file, &path)?;
     let whole = window.len;
     window.len = whole.min(MAX_SALVAGED);
-    window.bytes(0, window.len)?; // All of it is held from here on.
     let what = format!("journal {}", path.display());
-    let head = window.held.first_chunk().map(|h| read_header(MAGIC, h, &what));
+    let head = window.bytes(0, HEADER as u64)?.and_then(<[u8]>::first_chunk).map(|h| read_header(MAGIC, h, &what));
     match head {
         Some(Err(e @ StoreError::Later { .. })) => return Err(e),
         Some(Ok(NUMBER)) => {}
@@ -236,20 +280,20 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
             out.frames.push(events(payload, &what)?);
             Ok(())
         })?;
-        let rest = &window.held[end.offset as usize..];
-        if rest.is_empty() || !is_damage(rest, end.chain) {
+        if !window.is_damage_from(end)? {
             break;
         }
-        let Some((skip, chain)) = next_frame(rest, end.chain) else {
+        let Some(next) = window.next_frame(end)? else {
             out.lost.push((end.offset, window.len));
             break;
         };
-        out.lost.push((end.offset, end.offset + skip));
-        here = Position { offset: end.offset + skip, chain };
-        if let Some(orphan) = orphan(&rest[skip as usize..], chain) {
-            out.frames.push(events(orphan, &what)?);
-            let at = here.offset + (FRAME + orphan.len()) as u64;
-            here = Position { offset: at, chain: check_of(&rest[skip as usize..]).expect("a whole frame has a check") };
+        out.lost.push((end.offset, next.offset));
+        here = next;
+        // Where its check cannot be told, for what stood before it is gone, the frames that follow it tell.
+        if let Some(orphan) = window.claimed(next.offset)?.filter(|frame| frame_after(frame, next.chain).is_none()) {
+            out.frames.push(events(&orphan[FRAME..], &what)?);
+            let chain = check_of(orphan).expect("a whole frame has a check");
+            here = Position { offset: next.offset + orphan.len() as u64, chain };
         }
     }
     if whole > window.len {
@@ -259,26 +303,8 @@ pub fn salvage(disk: &dyn Disk, dir: &Path) -> Result<Salvage> {
     Ok(out)
 }
 
-/// Where in `rest`, which begins with a damaged frame, the next one begins, and what its check covers if that is known.
-fn next_frame(rest: &[u8], before: [u8; 8]) -> Option<(u64, [u8; 8])> {
-    let mut search = Search::new(rest, before);
-    let at = |at: usize| Some((at as u64, search.follows(at)?));
-    (1..rest.len()).find_map(at).or_else(|| {
-        let orphaned = |at: &usize| payload_of(&rest[*at..]).is_some_and(holds_events);
-        (1..rest.len()).find(orphaned).map(|at| (at as u64, [0; 8]))
-    })
-}
-
 fn holds_events(payload: &[u8]) -> bool {
     payload.len() > 2 && serde_json::from_slice::<Vec<Event>>(payload).is_ok()
-}
-
-/// The payload of a frame whose check cannot be told, for what stood before it is gone.
-fn orphan(bytes: &[u8], chain: [u8; 8]) -> Option<&[u8]> {
-    match frame_after(bytes, chain) {
-        Some(_) => None,
-        None => payload_of(bytes).filter(|p| holds_events(p)),
-    }
 }
 
 /// Puts a journal of these frames in the place of what is there, which is kept as `000001.damaged`.

@@ -111,7 +111,7 @@ impl Entry {
             Kind::Recipe | Kind::Version => entry.stored == own,
             Kind::Block | Kind::Footer => false,
         };
-        (fits && start >= HEADER as u64 && end <= limit).then_some(entry)
+        (fits && entry.len <= MAX_PAYLOAD && start >= HEADER as u64 && end <= limit).then_some(entry)
     }
 }
 
