@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -157,4 +158,80 @@ fn a_file_of_very_many_tensors_comes_back() {
     println!("{n} tensors: import {import:.1} s, verify {verify:.1} s");
     assert_eq!(b.json(&["fsck", "--quick"])["ok"], true);
     assert!(Duration::from_secs_f64(import + verify) < Duration::from_secs(120));
+}
+
+/// A file below `dir`, so many directories deep that its path has `len` bytes.
+fn deep_file(dir: &Path, depth: usize, len: usize) -> String {
+    let each = (len - depth - 1) / depth;
+    let dirs = vec!["d".repeat(each); depth].join("/");
+    let path = format!("{dirs}/{}", "f".repeat(len - dirs.len() - 1));
+    fs::create_dir_all(dir.join(&dirs)).unwrap();
+    fs::write(dir.join(&path), "deep").unwrap();
+    path
+}
+
+#[test]
+fn names_and_paths_are_as_long_as_the_readme_says() {
+    let b = Bench::new();
+    let dir = b.path("in/m");
+    let long = "n".repeat(255);
+    write_model(&dir, &base_tensors(7, 1));
+    fs::write(dir.join(&long), "long").unwrap();
+    let paths = [long, deep_file(&dir, 64, 200), deep_file(&dir, 16, 4_000)];
+    let (segment, model) = ("s".repeat(80), format!("{0}/{0}", "m".repeat(80)));
+    let name = format!("{model}@{segment}");
+    b.ok(&["import", dir.to_str().unwrap(), "--as", "m@v1"]);
+    b.ok(&["import", dir.to_str().unwrap(), "--as", &name]);
+    b.ok(&["verify", dir.to_str().unwrap(), &name]);
+    b.ok(&["export", &name, b.path("o").to_str().unwrap()]);
+    let same = |at: &Path| paths.iter().all(|p| fs::read(at.join(p)).unwrap() == fs::read(dir.join(p)).unwrap());
+    assert!(same(&b.path("o")));
+    if let Some(m) = b.mount(&[]) {
+        assert!(same(&m.at.join("models/m/v1")));
+        assert!(m.at.join("models").join(model.replace('/', "--")).join(&segment).join(&paths[1]).exists());
+    }
+    for (depth, len, why) in [(65, 300, "more than 64 directories deep"), (16, 4_001, "1 to 4,000 bytes")] {
+        let dir = b.path(why);
+        deep_file(&dir, depth, len);
+        assert!(b.fails(&["import", dir.to_str().unwrap(), "--as", "m"]).contains(why));
+    }
+    for name in [format!("{model}@{segment}s"), format!("{model}m"), format!("a/{model}")] {
+        b.fails(&["import", dir.to_str().unwrap(), "--as", &name]);
+    }
+}
+
+/// A tensor of somewhat more than four gibibytes, zeros but for its ends: where a count of 32 bits would wrap.
+fn write_huge(dir: &Path, last: u8) {
+    const COUNT: u64 = (1 << 30) + 100_000;
+    let text = format!(r#"{{"w":{{"dtype":"F32","shape":[{COUNT}],"data_offsets":[0,{}]}}}}"#, 4 * COUNT);
+    fs::create_dir_all(dir).unwrap();
+    let file = fs::File::create(dir.join("model.safetensors")).unwrap();
+    let head = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    file.write_all_at(&head, 0).unwrap();
+    file.write_all_at(&[1; 1000], head.len() as u64).unwrap();
+    file.write_all_at(&[last; 1000], head.len() as u64 + 4 * COUNT - 1000).unwrap();
+}
+
+#[test]
+fn a_tensor_beyond_four_gibibytes_comes_back() {
+    let b = Bench::new();
+    let (base, child) = (b.path("in/base"), b.path("in/child"));
+    write_huge(&base, 1);
+    write_huge(&child, 2);
+    let import = seconds(&b, &["import", base.to_str().unwrap(), "--no-parent"]);
+    let delta = seconds(&b, &["import", child.to_str().unwrap(), "--parent", "base"]);
+    let verify = seconds(&b, &["verify", child.to_str().unwrap(), "child"]);
+    println!("4 GiB: import {import:.1} s, of a child {delta:.1} s, verify {verify:.1} s");
+    if let Some(m) = b.mount(&[]) {
+        let (got, want) = (fs::File::open(m.file("child", "v1", "model.safetensors")), child.join("model.safetensors"));
+        let (got, want) = (got.unwrap(), fs::File::open(want).unwrap());
+        let len = want.metadata().unwrap().len();
+        assert_eq!(got.metadata().unwrap().len(), len);
+        for at in [0, (1 << 32) - 5_000, len - 10_000] {
+            let (mut a, mut b) = (vec![0; 10_000], vec![0; 10_000]);
+            got.read_exact_at(&mut a, at).unwrap();
+            want.read_exact_at(&mut b, at).unwrap();
+            assert!(a == b, "at {at}");
+        }
+    }
 }

@@ -97,8 +97,13 @@ fn visit(path: &Path, name: String, above: &mut Vec<PathBuf>, out: &mut Vec<Foun
         out.push(Found::File { name, source: path.to_owned(), bytes: meta.len() });
     } else if meta.is_dir() {
         let real = fs::canonicalize(path).map_err(|e| RepoError::file(path, e))?;
-        if above.contains(&real) || above.len() > MAX_DEPTH {
-            return Err(RepoError::refused(format!("{}: a loop of symlinks, or nested too deep", printable(&name))));
+        let wrong = match () {
+            _ if above.contains(&real) => Some("a loop of symlinks".to_owned()),
+            _ if above.len() > MAX_DEPTH => Some(format!("more than {MAX_DEPTH} directories deep")),
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(RepoError::refused(format!("{}: {wrong}", printable(&name))));
         }
         above.push(real);
         descend(path, &format!("{name}/"), above, out)?;
