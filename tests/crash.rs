@@ -15,7 +15,7 @@ use mgit::model::name::VersionRef;
 use mgit::model::record::Relation;
 use mgit::repo::engine::{Engine, label};
 use mgit::repo::fsck::fsck;
-use mgit::repo::gc::{Rules, collect};
+use mgit::repo::gc::{Rules, STEP, collect};
 use mgit::repo::progress::Silent;
 use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::{Fault, SimDisk};
@@ -528,7 +528,7 @@ fn what_a_killed_process_wrote_is_durable_before_gc_acts_on_it() {
         let sim = sim.restart();
         let engine = i.open(&sim, None).unwrap();
         assert_eq!(engine.catalog().all().unwrap().len(), 0);
-        let rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 0 };
+        let rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 0, step: STEP };
         collect(&engine, &rules, &Silent).unwrap().unwrap();
         assert_eq!(engine.repo.packs.pack_names().len(), 0);
         drop(engine);

@@ -16,7 +16,7 @@ use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::{Fault, SimDisk};
 use mgit::store::{Catalog, PackWriter, lock_exclusive};
 
-const NOW: Rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 20 };
+const NOW: Rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 20, step: 20_000 };
 
 /// `base`, `tuned` from it, and `other`, alone.
 fn family() -> Bench {
@@ -152,8 +152,13 @@ fn check(engine: &Engine, keep: &Files, of: &str) {
     assert!(report.ok, "{of}: {:?}", report.findings);
 }
 
+/// All steps of it.
 fn gc(engine: &Engine) -> Result<Outcome, RepoError> {
-    collect(engine, &NOW, &Silent).map(|o| o.expect("nothing else runs"))
+    let mut all = Outcome { more: true, ..Outcome::default() };
+    while all.more {
+        all = all.and(collect(engine, &NOW, &Silent)?.expect("nothing else runs"));
+    }
+    Ok(all)
 }
 
 #[test]
@@ -166,7 +171,7 @@ fn it_can_stop_or_fail_at_every_operation() {
     assert!(done.packs.iter().any(|p| p.fate == Fate::Compact) && done.freed_bytes > 190_000, "{done:?}");
     check(&engine, &keep, "without a fault");
     let ops = probe.ops() - first;
-    assert!(ops > 4, "{ops}");
+    assert!(ops > 12, "several steps: {ops}");
     for at in 0..=ops {
         for seed in 0..6 {
             let of = format!("crash at operation {at}, seed {seed}");
@@ -193,6 +198,27 @@ fn it_can_stop_or_fail_at_every_operation() {
             check(&engine, &keep, &format!("{of}, again"));
         }
     }
+}
+
+/// Between two steps whatever is removed, taken back or imported counts in the next.
+#[test]
+fn an_import_has_its_turn_between_two_steps() {
+    let lab = Lab::new();
+    let (sim, keep) = world(&lab, 1);
+    let engine = open(&lab, &sim).unwrap();
+    let first = collect(&engine, &NOW, &Silent).unwrap().unwrap();
+    assert!(first.more, "{first:?}");
+    let again = lab.prepare(&engine.repo, &lab.input("gone"), "again@v1", &[], None).unwrap();
+    assert!(collect(&engine, &NOW, &Silent).unwrap().is_none(), "it has its turn");
+    let head = engine.publish(again.event(), &[]).unwrap();
+    drop(again);
+    gc(&engine).unwrap();
+    let record = engine.repo.record(&head.id).unwrap();
+    let stored = stored_tree(&engine.repo, &record);
+    assert!(stored["own.bin"] == Some(fs::read(lab.input("gone/own.bin")).unwrap()));
+    engine.remove(&["again@v1".parse().unwrap()]).unwrap();
+    assert!(gc(&engine).unwrap().freed_bytes > 190_000);
+    check(&engine, &keep, "in the end");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mgit::codec::Effort;
 use mgit::model::id::Id;
 use mgit::repo::engine::{Engine, label};
 use mgit::repo::fsck::fsck;
-use mgit::repo::gc::{Rules, collect};
+use mgit::repo::gc::{Rules, STEP, collect};
 use mgit::repo::progress::Silent;
 use mgit::repo::repack::{Step, Target, Web, step};
 use mgit::repo::{Repo, RepoError};
@@ -129,7 +129,7 @@ fn it_can_stop_or_fail_at_every_operation() {
     w.check(&engine, "without a fault");
     let ops = probe.ops() - first;
     drop(engine);
-    let rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 1 };
+    let rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 1, step: STEP };
     for at in 0..=ops {
         for seed in 0..6 {
             let of = format!("at operation {at}, seed {seed}");

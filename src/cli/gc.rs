@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Global, out};
 use crate::control::{Request, Response, unexpected};
-use crate::repo::gc::{Fate, Outcome, PackPlan, Rules};
+use crate::repo::gc::{Fate, Outcome, PackPlan, Rules, STEP};
 
 /// How long an import that is running is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// What any living version needs stays, and so does a file that is open in the
 /// mount. Afterwards `mgit undo` cannot bring back what was freed. Safe at any
-/// time: it can be stopped, and beside a running import it does nothing.
+/// time: it can be stopped, and beside a running import it does nothing. What
+/// takes longer goes in steps, between which imports have their turn.
 ///
 ///   mgit gc --dry-run        what would be freed
 ///   mgit gc --grace 1day     keeps what was removed within the last day
@@ -47,7 +48,7 @@ fn time(s: &str) -> Result<Duration, String> {
 }
 
 pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
-    let rules = Rules { dry_run: a.dry_run, grace: a.grace, dead_percent: a.dead_share };
+    let rules = Rules { dry_run: a.dry_run, grace: a.grace, dead_percent: a.dead_share, step: STEP };
     let outcome = collect(g, &rules)?;
     match g.json {
         true => out::print_json(&as_json(&rules, outcome.as_ref()))?,
@@ -56,21 +57,26 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `None` when an import goes on for longer than we wait. The repository is let go of meanwhile: the import may want it.
+/// All steps; `None`, or an outcome with more to do, when an import goes on for longer than we wait. The repository is let go
+/// of meanwhile: the import may want it.
 pub(super) fn collect(g: &Global, rules: &Rules) -> Result<Option<Outcome>> {
     let bar = out::Bar::new("freeing", false)?;
-    let start = Instant::now();
+    let (mut start, mut all) = (Instant::now(), None::<Outcome>);
     loop {
         let (_, mut session) = g.session()?;
-        match session.call_telling(Request::Gc(*rules), &bar)? {
-            Response::Gc(None) if start.elapsed() < PATIENCE => {}
-            Response::Gc(outcome) => {
-                bar.done();
-                return Ok(outcome);
-            }
+        let step = match session.call_telling(Request::Gc(*rules), &bar)? {
+            Response::Gc(step) => step,
             other => return Err(unexpected(&other).into()),
-        }
+        };
         drop(session);
+        if let Some(step) = step {
+            start = Instant::now();
+            all = Some(all.unwrap_or_default().and(step));
+        }
+        if all.as_ref().is_some_and(|all| !all.more) || start.elapsed() > PATIENCE {
+            bar.done();
+            return Ok(all);
+        }
         crate::repo::progress::Progress::check(&bar)?;
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -84,7 +90,7 @@ fn as_json(rules: &Rules, outcome: Option<&Outcome>) -> serde_json::Value {
     let none = Outcome::default();
     let o = outcome.unwrap_or(&none);
     json!({
-        "dry_run": rules.dry_run, "busy": outcome.is_none(), "freed_bytes": o.freed_bytes, "leftovers": o.leftovers,
+        "dry_run": rules.dry_run, "busy": outcome.is_none_or(|o| o.more), "freed_bytes": o.freed_bytes.max(0), "leftovers": o.leftovers,
         "removed": of(o, Fate::Remove), "compacted": of(o, Fate::Compact),
     })
 }
@@ -101,7 +107,11 @@ fn as_text(rules: &Rules, outcome: Option<&Outcome>) -> Vec<String> {
     if o.leftovers > 0 {
         lines.push(format!("{} unfinished packs of stopped imports removed", o.leftovers));
     }
-    lines.push(format!("{}{}", if rules.dry_run { "would free " } else { "freed " }, out::size(o.freed_bytes)));
+    let freed = out::size(o.freed_bytes.max(0) as u64);
+    lines.push(format!("{} {freed}", if rules.dry_run { "would free" } else { "freed" }));
+    if o.more {
+        lines.push("an import is running: more is to be freed; run 'mgit gc' again afterwards".to_owned());
+    }
     lines
 }
 

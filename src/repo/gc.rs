@@ -5,7 +5,8 @@
 //! whole, and the next run goes on. What is live is taken from the journal, not from the catalog; and while something of it
 //! is damaged or missing, nothing is freed, for nobody knows what that would need.
 //!
-//! It runs alone at the gate: not beside an import. It writes nothing to the journal.
+//! It runs alone at the gate: not beside an import. So that nobody waits for long, it goes in steps, each with a plan of its
+//! own, between which the gate is open. It writes nothing to the journal.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use super::{Repo, RepoError};
 use crate::store::gate;
 use crate::store::pack::{Kind, PackWriter, remove_leftovers};
 
-/// Where a new pack ends and the next begins.
-const PACK: u64 = 1 << 30;
+/// Live bytes that a step moves: about a second's work.
+pub const STEP: u64 = 512 << 20;
 
 /// What is freed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct Rules {
     pub grace: Duration,
     /// From how many per cent of dead bytes on a pack is written anew.
     pub dead_percent: u8,
+    /// Live bytes after whose moving the step ends.
+    pub step: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,31 +59,46 @@ pub struct Outcome {
     pub packs: Vec<PackPlan>,
     /// Unfinished packs of crashed imports.
     pub leftovers: usize,
-    pub freed_bytes: u64,
+    /// Of a step, less than none where a pack is moved in parts.
+    pub freed_bytes: i64,
+    /// There is more to do: another step.
+    #[serde(default)]
+    pub more: bool,
 }
 
-/// Frees what the rules allow. `None` while something else adds to the packs: nothing was done.
+impl Outcome {
+    /// Of this and the step that came after it.
+    pub fn and(mut self, next: Outcome) -> Outcome {
+        let known = |pack: &PackPlan| self.packs.iter().any(|p| p.pack == pack.pack && p.fate != Fate::Keep);
+        let new: Vec<_> = next.packs.into_iter().filter(|p| !known(p)).collect();
+        self.packs.extend(new);
+        let (leftovers, freed_bytes) = (self.leftovers + next.leftovers, self.freed_bytes + next.freed_bytes);
+        Outcome { leftovers, freed_bytes, more: next.more, ..self }
+    }
+}
+
+/// Frees what the rules allow, one step of it. `None` while something else adds to the packs: nothing was done.
 pub fn collect(engine: &Engine, rules: &Rules, progress: &dyn Progress) -> Result<Option<Outcome>, RepoError> {
     let (repo, dir) = (&*engine.repo, engine.repo.dir.join("packs"));
     if rules.dry_run {
         repo.refresh()?;
         let (packs, _) = plan(engine, rules)?;
         let freed_bytes = packs.iter().filter(|p| p.fate != Fate::Keep).map(freed).sum();
-        return Ok(Some(Outcome { packs, leftovers: 0, freed_bytes }));
+        return Ok(Some(Outcome { packs, leftovers: 0, freed_bytes, more: false }));
     }
     let Some(_alone) = gate::try_close(&*repo.disk, &dir)? else { return Ok(None) };
     repo.refresh()?;
     let leftovers = remove_leftovers(&*repo.disk, &dir)?.len();
     let (packs, live) = plan(engine, rules)?;
     let before = repo.packs.pack_bytes();
-    execute(repo, &packs, &live, progress)?;
+    let more = execute(repo, &packs, &live, rules.step, progress)?;
     engine.tell(&[]);
-    let freed_bytes = before.saturating_sub(repo.packs.pack_bytes());
-    Ok(Some(Outcome { packs, leftovers, freed_bytes }))
+    let freed_bytes = before as i64 - repo.packs.pack_bytes() as i64;
+    Ok(Some(Outcome { packs, leftovers, freed_bytes, more }))
 }
 
-fn freed(pack: &PackPlan) -> u64 {
-    if pack.fate == Fate::Remove { pack.bytes } else { pack.dead }
+fn freed(pack: &PackPlan) -> i64 {
+    (if pack.fate == Fate::Remove { pack.bytes } else { pack.dead }) as i64
 }
 
 fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoError> {
@@ -112,8 +130,9 @@ fn fate(repo: &Repo, pack: String, live: &Live, rules: &Rules) -> PackPlan {
     PackPlan { pack, bytes: listing.bytes, dead, fate }
 }
 
-/// Carries the plan out. What is dead for sure goes first: the disk may be full.
-fn execute(repo: &Repo, plan: &[PackPlan], live: &Live, progress: &dyn Progress) -> Result<(), RepoError> {
+/// Carries the plan out, up to where the step ends. Returns whether that left anything. What is dead for sure goes first:
+/// the disk may be full.
+fn execute(repo: &Repo, plan: &[PackPlan], live: &Live, step: u64, progress: &dyn Progress) -> Result<bool, RepoError> {
     let of = |fate| plan.iter().filter(move |p| p.fate == fate);
     progress.expect(of(Fate::Compact).map(|p| p.bytes - p.dead).sum());
     progress.check()?;
@@ -121,29 +140,28 @@ fn execute(repo: &Repo, plan: &[PackPlan], live: &Live, progress: &dyn Progress)
     let mut old: Vec<String> = Vec::new();
     let mut writer: Option<PackWriter> = None;
     for pack in of(Fate::Compact) {
-        let to = match &mut writer {
-            Some(to) => to,
-            none => none.insert(PackWriter::create_beside(repo.disk.clone(), &repo.dir.join("packs"))?),
-        };
         for t in repo.packs.listing(&pack.pack).things.iter().filter(|t| t.counts && live.has(t.kind, &t.id)) {
             progress.check()?;
+            if writer.as_ref().is_some_and(|to| to.bytes() >= step) {
+                return replace(repo, writer, &old).map(|()| true);
+            }
+            let to = match &mut writer {
+                Some(to) => to,
+                none => none.insert(PackWriter::create_beside(repo.disk.clone(), &repo.dir.join("packs"))?),
+            };
             repo.packs.copy(t.kind, &t.id, to)?;
             progress.stored(t.stored);
         }
         old.push(pack.pack.clone());
-        if to.bytes() >= PACK {
-            replace(repo, &mut writer, &mut old)?;
-        }
     }
-    replace(repo, &mut writer, &mut old)
+    replace(repo, writer, &old).map(|()| false)
 }
 
-/// The new pack in the place of the old ones.
-fn replace(repo: &Repo, writer: &mut Option<PackWriter>, old: &mut Vec<String>) -> Result<(), RepoError> {
-    let Some(writer) = writer.take() else { return Ok(()) };
+/// The new pack in the place of the old ones. Of one that was moved in part, the copies in the new pack count.
+fn replace(repo: &Repo, writer: Option<PackWriter>, old: &[String]) -> Result<(), RepoError> {
+    let Some(writer) = writer else { return Ok(()) };
     let _lease = writer.seal()?;
     repo.packs.remove(old)?;
-    old.clear();
     repo.refresh()
 }
 
