@@ -260,8 +260,12 @@ fn a_reader_in_another_process_finds_what_has_moved() {
     assert_same(&stored_tree(&reader, &record), &keep, "before");
     assert!(gc(&engine).unwrap().freed_bytes > 0);
     assert_same(&stored_tree(&reader, &record), &keep, "after");
-    // Nor does an import there build on what is gone.
-    drop(reader);
+    // Nor need it have seen what another imported since it looked.
+    let again = lab.prepare(&engine.repo, &lab.input("gone"), "again@v1", &[], None).unwrap();
+    let id = engine.publish(again.event(), &[]).unwrap().id;
+    drop(again);
+    let stored = stored_tree(&reader, &reader.record(&id).unwrap());
+    assert!(stored["own.bin"] == Some(fs::read(lab.input("gone/own.bin")).unwrap()));
 }
 
 #[test]

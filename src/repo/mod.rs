@@ -127,9 +127,16 @@ impl Repo {
         crate::store::files::Files::new(self.disk.clone(), &self.dir)
     }
 
-    /// The version record that `id` names, checked.
+    /// The version record that `id` names, checked. Whoever names it may have seen more than this process: where it is in no
+    /// pack that is known, the packs are looked at again; with it comes all that it needs.
     pub fn record(&self, id: &Id) -> Result<VersionRecord, RepoError> {
-        let bytes = self.packs.version(id)?;
+        let bytes = match self.packs.version(id) {
+            Err(StoreError::Missing { .. }) => {
+                self.refresh()?;
+                self.packs.version(id)?
+            }
+            read => read?,
+        };
         VersionRecord::decode(&bytes).map_err(|e| RepoError::damaged(format!("version record {id}: {e}")))
     }
 }

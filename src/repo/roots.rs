@@ -57,7 +57,8 @@ impl Roots {
     /// As far as an earlier gc with less grace has left them whole.
     fn lately_removed(&mut self, repo: &Repo, catalog: &Catalog, since: Timestamp) -> Result<(), RepoError> {
         let at = |h: &Head| h.removed_at.unwrap_or(Timestamp::UNIX_EPOCH);
-        for head in catalog.ever_all()?.into_iter().filter(|h| h.removed && at(h) >= since) {
+        let kept = |h: &Head| h.removed && at(h) >= since && repo.packs.has_version(&h.id);
+        for head in catalog.ever_all()?.into_iter().filter(kept) {
             if Roots::of_version(repo, &head.id).is_ok_and(|roots| roots.live(repo).is_ok()) {
                 self.version(repo, &head.id)?;
             }
