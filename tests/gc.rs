@@ -16,7 +16,7 @@ use mgit::repo::{Repo, RepoError};
 use mgit::store::sim::{Fault, SimDisk};
 use mgit::store::{Catalog, PackWriter, lock_exclusive};
 
-const NOW: Rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 20, step: 20_000 };
+const NOW: Rules = Rules { dry_run: false, grace: Duration::ZERO, dead_percent: 20, step: 1 };
 
 /// `base`, `tuned` from it, and `other`, alone.
 fn family() -> Bench {
@@ -107,33 +107,40 @@ fn a_file_that_is_open_in_the_mount_stays_readable() {
     b.ok(&["verify", b.path("in/tuned").to_str().unwrap(), "tuned"]);
 }
 
-/// On a simulated disk: `keep` and `gone` share what takes a tenth of `gone`.
+/// On a simulated disk: `keep` and `gone` share what takes a tenth of `gone`, `keep` and `also` a third of `also`.
 fn world(lab: &Lab, seed: u64) -> (SimDisk, Files) {
     let mut noise = Noise(9);
     let base = base_tensors(5, 1);
     let shared = noise.bytes(60_000);
+    let more = noise.bytes(20_000);
     let keep = Files::from([
         ("model.safetensors".to_owned(), Some(safetensors(&tuned_tensors(&base, 6)))),
         ("shared.bin".to_owned(), Some(shared.clone())),
+        ("more.bin".to_owned(), Some(more.clone())),
     ]);
     let gone = Files::from([
         ("model.safetensors".to_owned(), Some(safetensors(&base))),
         ("shared.bin".to_owned(), Some(shared)),
         ("own.bin".to_owned(), Some(noise.bytes(200_000))),
     ]);
-    let (k, g) = (lab.input("keep"), lab.input("gone"));
+    let also = Files::from([("more.bin".to_owned(), Some(more)), ("own.bin".to_owned(), Some(noise.bytes(40_000)))]);
+    let (k, g, a) = (lab.input("keep"), lab.input("gone"), lab.input("also"));
     if !k.exists() {
         write_tree(&k, &keep);
         write_tree(&g, &gone);
+        write_tree(&a, &also);
     }
     let sim = lab.create(seed);
     let engine = open(lab, &sim).unwrap();
     let gone = lab.prepare(&engine.repo, &g, "gone@v1", &[], None).unwrap();
     let parent = engine.publish(gone.event(), &[]).unwrap().id;
     drop(gone);
+    let also = lab.prepare(&engine.repo, &a, "also@v1", &[], None).unwrap();
+    engine.publish(also.event(), &[]).unwrap();
+    drop(also);
     let kept = lab.prepare(&engine.repo, &k, "keep@v1", &[parent], None).unwrap();
     engine.publish(kept.event(), &[]).unwrap();
-    engine.remove(&["gone@v1".parse().unwrap()]).unwrap();
+    engine.remove(&["gone@v1", "also@v1"].map(|name| name.parse().unwrap())).unwrap();
     (sim, keep)
 }
 

@@ -356,7 +356,7 @@ impl Run<'_> {
             Step::Settle { model, input, again } => return self.take_settle(MODELS[*model], *input, *again, expect),
             Step::Gc { grace, percent } => {
                 let grace = if *grace { Duration::MAX } else { Duration::ZERO };
-                let rules = Rules { dry_run: false, grace, dead_percent: *percent, step: 20_000 };
+                let rules = Rules { dry_run: false, grace, dead_percent: *percent, step: 1 };
                 collect(self.engine(), &rules, &Silent)?.expect("nothing else runs");
             }
             Step::Repack(id, bases) => {

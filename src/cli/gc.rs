@@ -10,7 +10,7 @@ use super::{Global, out};
 use crate::control::{Request, Response, unexpected};
 use crate::repo::gc::{Fate, Outcome, PackPlan, Rules, STEP};
 
-/// How long an import that is running is waited for.
+/// How long an import that is running is waited for, before each step.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Free the space of removed versions and of what crashed imports left
@@ -61,16 +61,19 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 /// of meanwhile: the import may want it.
 pub(super) fn collect(g: &Global, rules: &Rules) -> Result<Option<Outcome>> {
     let bar = out::Bar::new("freeing", false)?;
-    let (mut start, mut all) = (Instant::now(), None::<Outcome>);
+    let (mut start, mut all, mut rules) = (Instant::now(), None::<Outcome>, *rules);
     loop {
         let (_, mut session) = g.session()?;
-        let step = match session.call_telling(Request::Gc(*rules), &bar)? {
+        let began = Instant::now();
+        let step = match session.call_telling(Request::Gc(rules), &bar)? {
             Response::Gc(step) => step,
             other => return Err(unexpected(&other).into()),
         };
         drop(session);
         if let Some(step) = step {
-            start = Instant::now();
+            // Where planning takes long a step does more, or most of the time would go into plans.
+            rules.step <<= u32::from(step.planning * 4 > began.elapsed());
+            (start, rules.step) = (Instant::now(), rules.step.min(1 << 40));
             all = Some(all.unwrap_or_default().and(step));
         }
         if all.as_ref().is_some_and(|all| !all.more) || start.elapsed() > PATIENCE {
@@ -90,7 +93,7 @@ fn as_json(rules: &Rules, outcome: Option<&Outcome>) -> serde_json::Value {
     let none = Outcome::default();
     let o = outcome.unwrap_or(&none);
     json!({
-        "dry_run": rules.dry_run, "busy": outcome.is_none_or(|o| o.more), "freed_bytes": o.freed_bytes.max(0), "leftovers": o.leftovers,
+        "dry_run": rules.dry_run, "busy": outcome.is_none_or(|o| o.more), "freed_bytes": o.freed_bytes, "leftovers": o.leftovers,
         "removed": of(o, Fate::Remove), "compacted": of(o, Fate::Compact),
     })
 }
@@ -107,8 +110,7 @@ fn as_text(rules: &Rules, outcome: Option<&Outcome>) -> Vec<String> {
     if o.leftovers > 0 {
         lines.push(format!("{} unfinished packs of stopped imports removed", o.leftovers));
     }
-    let freed = out::size(o.freed_bytes.max(0) as u64);
-    lines.push(format!("{} {freed}", if rules.dry_run { "would free" } else { "freed" }));
+    lines.push(format!("{}{}", if rules.dry_run { "would free " } else { "freed " }, out::size(o.freed_bytes)));
     if o.more {
         lines.push("an import is running: more is to be freed; run 'mgit gc' again afterwards".to_owned());
     }

@@ -80,7 +80,7 @@ pub fn run(g: &Global, a: &Args) -> Result<ExitCode> {
 /// Frees what is not needed any longer. What was removed stays for `undo`.
 fn free(g: &Global) -> Result<u64> {
     let rules = freeing::Rules { dry_run: false, grace: Duration::MAX, dead_percent: 20, step: freeing::STEP };
-    Ok(gc::collect(g, &rules)?.map_or(0, |o| o.freed_bytes.max(0) as u64))
+    Ok(gc::collect(g, &rules)?.map_or(0, |o| o.freed_bytes))
 }
 
 fn run_lossy(g: &Global, a: &Args) -> Result<ExitCode> {

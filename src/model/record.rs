@@ -265,7 +265,9 @@ mod tests {
 
     #[test]
     fn hostile_paths_are_refused() {
-        for bad in [&["../x"][..], &["b", "a"], &["a", "a"], &["a", "a/b"], &["/a"], &["a//b"]] {
+        let both =
+            [&["a", "a/b"][..], &["a", "a-b", "a.c", "a/b"], &["d", "d-x", "d.y/z", "d/e"], &["d/e", "d/e-", "d/e/f"]];
+        for bad in [&["../x"][..], &["b", "a"], &["a", "a"], &["/a"], &["a//b"]].into_iter().chain(both) {
             assert!(VersionRecord::decode(&record(bad).encode()).is_err(), "{bad:?}");
         }
         assert!(VersionRecord::decode(&record(&["a", "a-b", "b/c"]).encode()).is_ok());

@@ -62,7 +62,7 @@ struct Broken {
     kind: &'static str,
     why: String,
     place: String,
-    /// What it is built on is in no pack.
+    /// It, or what it is built on, is in no pack.
     baseless: bool,
 }
 
@@ -236,10 +236,11 @@ fn decode_object(
         progress.stored(object.stored.record.blocks[i as usize].encoded as u64);
         // Its frame may have told already.
         let e = error.filter(|_| !known.iter().any(|b| b.object == *id && b.block == Some(i)))?;
-        Some(match codec::needs_bases(object.stored.record.blocks[i as usize].tag) {
+        let found = match codec::needs_bases(object.stored.record.blocks[i as usize].tag) {
             true => broken(Some(i), "unreadable", format!("{e}, or its base is damaged")),
             false => broken(Some(i), "block", e.to_string()),
-        })
+        };
+        Some(Broken { baseless: is_missing(&e), ..found })
     };
     (object.blocks(), (0..object.blocks()).into_par_iter().filter_map(check).collect())
 }
@@ -293,7 +294,7 @@ fn name_broken(repo: &Arc<Repo>, living: &[Head], broken: BTreeSet<Broken>) -> V
         let what = format!("{block}object {}: {}; needed by {of}", b.object, b.why);
         Finding { kind: b.kind.to_owned(), what, place: b.place }
     };
-    // What is dead may have lost its base: a crash within gc leaves it so, and the next gc goes on.
+    // What is dead may have lost its base: a crash within gc leaves it so, and the next gc goes on. Or gc is under way.
     let left = |b: &Broken| b.baseless && !users.contains_key(&b.object);
     broken.into_iter().filter(|b| !left(b)).map(finding).collect()
 }

@@ -8,7 +8,7 @@
 //! It runs alone at the gate: not beside an import. So that nobody waits for long, it goes in steps, each with a plan of its
 //! own, between which the gate is open. It writes nothing to the journal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ use super::{Repo, RepoError};
 use crate::store::gate;
 use crate::store::pack::{Kind, PackWriter, remove_leftovers};
 
-/// Live bytes that a step moves: about a second's work.
-pub const STEP: u64 = 512 << 20;
+/// Live bytes after which a step ends: some seconds' work.
+pub const STEP: u64 = 1 << 30;
 
 /// What is freed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -31,8 +31,13 @@ pub struct Rules {
     pub grace: Duration,
     /// From how many per cent of dead bytes on a pack is written anew.
     pub dead_percent: u8,
-    /// Live bytes after whose moving the step ends.
+    /// Live bytes after whose moving the step ends, at a pack's end.
+    #[serde(default = "step")]
     pub step: u64,
+}
+
+fn step() -> u64 {
+    STEP
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -59,21 +64,21 @@ pub struct Outcome {
     pub packs: Vec<PackPlan>,
     /// Unfinished packs of crashed imports.
     pub leftovers: usize,
-    /// Of a step, less than none where a pack is moved in parts.
-    pub freed_bytes: i64,
+    pub freed_bytes: u64,
     /// There is more to do: another step.
     #[serde(default)]
     pub more: bool,
+    /// How long making the plan took.
+    #[serde(default)]
+    pub planning: Duration,
 }
 
 impl Outcome {
     /// Of this and the step that came after it.
     pub fn and(mut self, next: Outcome) -> Outcome {
-        let known = |pack: &PackPlan| self.packs.iter().any(|p| p.pack == pack.pack && p.fate != Fate::Keep);
-        let new: Vec<_> = next.packs.into_iter().filter(|p| !known(p)).collect();
-        self.packs.extend(new);
+        self.packs.extend(next.packs);
         let (leftovers, freed_bytes) = (self.leftovers + next.leftovers, self.freed_bytes + next.freed_bytes);
-        Outcome { leftovers, freed_bytes, more: next.more, ..self }
+        Outcome { packs: self.packs, leftovers, freed_bytes, ..next }
     }
 }
 
@@ -82,25 +87,24 @@ pub fn collect(engine: &Engine, rules: &Rules, progress: &dyn Progress) -> Resul
     let (repo, dir) = (&*engine.repo, engine.repo.dir.join("packs"));
     if rules.dry_run {
         repo.refresh()?;
-        let (packs, _) = plan(engine, rules)?;
-        let freed_bytes = packs.iter().filter(|p| p.fate != Fate::Keep).map(freed).sum();
-        return Ok(Some(Outcome { packs, leftovers: 0, freed_bytes, more: false }));
+        let packs = plan(engine, rules)?.0;
+        let freed_bytes = packs.iter().map(|p| if p.fate == Fate::Remove { p.bytes } else { p.dead }).sum();
+        return Ok(Some(Outcome { packs, freed_bytes, ..Outcome::default() }));
     }
     let Some(_alone) = gate::try_close(&*repo.disk, &dir)? else { return Ok(None) };
+    let start = Instant::now();
     repo.refresh()?;
     let leftovers = remove_leftovers(&*repo.disk, &dir)?.len();
-    let (packs, live) = plan(engine, rules)?;
-    let before = repo.packs.pack_bytes();
-    let more = execute(repo, &packs, &live, rules.step, progress)?;
+    let (mut packs, live) = plan(engine, rules)?;
+    let (planning, before, all) = (start.elapsed(), repo.packs.pack_bytes(), packs.len());
+    packs.truncate(execute(repo, &packs, &live, rules.step, progress)?);
     engine.tell(&[]);
-    let freed_bytes = before as i64 - repo.packs.pack_bytes() as i64;
-    Ok(Some(Outcome { packs, leftovers, freed_bytes, more }))
+    let freed_bytes = before.saturating_sub(repo.packs.pack_bytes());
+    let more = packs.len() < all;
+    Ok(Some(Outcome { packs, leftovers, freed_bytes, more, planning }))
 }
 
-fn freed(pack: &PackPlan) -> i64 {
-    (if pack.fate == Fate::Remove { pack.bytes } else { pack.dead }) as i64
-}
-
+/// What becomes of the packs that do not stay as they are: first those that go, then those of which least is moved.
 fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoError> {
     let repo = &*engine.repo;
     let since = repo.disk.now().checked_sub(rules.grace).unwrap_or(Timestamp::MIN);
@@ -110,7 +114,9 @@ fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoErr
             "{e}; nothing is freed while something that is needed is damaged: see 'mgit fsck', or remove what needs it"
         ))
     })?;
-    let packs = repo.packs.pack_names().into_iter().map(|pack| fate(repo, pack, &live, rules)).collect();
+    let all = repo.packs.pack_names().into_iter().map(|pack| fate(repo, pack, &live, rules));
+    let mut packs: Vec<PackPlan> = all.filter(|p| p.fate != Fate::Keep).collect();
+    packs.sort_by_key(|p| (p.fate != Fate::Remove, p.bytes - p.dead));
     Ok((packs, live))
 }
 
@@ -130,39 +136,40 @@ fn fate(repo: &Repo, pack: String, live: &Live, rules: &Rules) -> PackPlan {
     PackPlan { pack, bytes: listing.bytes, dead, fate }
 }
 
-/// Carries the plan out, up to where the step ends. Returns whether that left anything. What is dead for sure goes first:
-/// the disk may be full.
-fn execute(repo: &Repo, plan: &[PackPlan], live: &Live, step: u64, progress: &dyn Progress) -> Result<bool, RepoError> {
-    let of = |fate| plan.iter().filter(move |p| p.fate == fate);
-    progress.expect(of(Fate::Compact).map(|p| p.bytes - p.dead).sum());
+/// Carries the plan out, up to where the step ends, and returns how many packs that was. What is dead for sure goes first: the
+/// disk may be full. A pack is moved whole: half moved it would be there twice for as long as the rest cannot be read.
+fn execute(
+    repo: &Repo,
+    plan: &[PackPlan],
+    live: &Live,
+    step: u64,
+    progress: &dyn Progress,
+) -> Result<usize, RepoError> {
+    let (dead, compact) = plan.split_at(plan.partition_point(|p| p.fate == Fate::Remove));
+    progress.expect(compact.iter().map(|p| p.bytes - p.dead).sum());
     progress.check()?;
-    repo.packs.remove(&of(Fate::Remove).map(|p| p.pack.clone()).collect::<Vec<_>>())?;
-    let mut old: Vec<String> = Vec::new();
-    let mut writer: Option<PackWriter> = None;
-    for pack in of(Fate::Compact) {
+    repo.packs.remove(&names(dead))?;
+    if compact.is_empty() {
+        return Ok(plan.len());
+    }
+    let mut to = PackWriter::create_beside(repo.disk.clone(), &repo.dir.join("packs"))?;
+    let mut count = 0;
+    while let Some(pack) = compact.get(count).filter(|_| count == 0 || to.bytes() < step) {
         for t in repo.packs.listing(&pack.pack).things.iter().filter(|t| t.counts && live.has(t.kind, &t.id)) {
             progress.check()?;
-            if writer.as_ref().is_some_and(|to| to.bytes() >= step) {
-                return replace(repo, writer, &old).map(|()| true);
-            }
-            let to = match &mut writer {
-                Some(to) => to,
-                none => none.insert(PackWriter::create_beside(repo.disk.clone(), &repo.dir.join("packs"))?),
-            };
-            repo.packs.copy(t.kind, &t.id, to)?;
+            repo.packs.copy(t.kind, &t.id, &mut to)?;
             progress.stored(t.stored);
         }
-        old.push(pack.pack.clone());
+        count += 1;
     }
-    replace(repo, writer, &old).map(|()| false)
+    let _lease = to.seal()?;
+    repo.packs.remove(&names(&compact[..count]))?;
+    repo.refresh()?;
+    Ok(dead.len() + count)
 }
 
-/// The new pack in the place of the old ones. Of one that was moved in part, the copies in the new pack count.
-fn replace(repo: &Repo, writer: Option<PackWriter>, old: &[String]) -> Result<(), RepoError> {
-    let Some(writer) = writer else { return Ok(()) };
-    let _lease = writer.seal()?;
-    repo.packs.remove(old)?;
-    repo.refresh()
+fn names(packs: &[PackPlan]) -> Vec<String> {
+    packs.iter().map(|p| p.pack.clone()).collect()
 }
 
 impl Live {

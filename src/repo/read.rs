@@ -330,8 +330,13 @@ impl Repo {
     /// The pack has vanished since the object was opened: another has it, maybe encoded in another way.
     fn decode_moved(&self, object: &OpenObject, index: u64, out: &mut [u8], gone: StoreError) -> Result<(), RepoError> {
         self.refresh()?;
-        let now = self.open_object(&object.id())?;
-        match now.stored.pack() == object.stored.pack() {
+        let (id, same) = (object.id(), |now: &OpenObject| now.stored.pack() == object.stored.pack());
+        let mut now = self.open_object(&id)?;
+        if same(&now) {
+            // A reader that was slower than the move has put the old one among those that are held.
+            now = self.open_fresh(self.packs.object(&id)?)?;
+        }
+        match same(&now) {
             true => Err(gone.into()),
             false => self.decode(&now, index, out),
         }

@@ -29,6 +29,7 @@ pub trait DiskFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// Cuts it off, or adds zeros that need no room.
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Takes the file's advisory lock, shared or exclusive; `false` when it is held and `wait` is not set.
     fn lock(&self, exclusive: bool, wait: bool) -> io::Result<bool>;

@@ -3,7 +3,8 @@
 //! A frame is acknowledged when its sync has returned, and its check covers the check before it, so a lost,
 //! doubled, swapped or changed frame breaks the chain. What follows the last whole frame is a crash's leftover
 //! if it can be one (the rest of one unacknowledged append): it is ignored, and cut off by the next append. It is damage
-//! if a reader knows an acknowledged position beyond it, or if whole frames can still be seen in it. So that the last
+//! if a reader knows an acknowledged position beyond it, if it is longer than a frame can be, or if whole frames can still be
+//! seen in it. So that the last
 //! frame, too, has one behind it, whoever lets go of the journal after an append, or after a crash left it so, leaves an empty
 //! one, which nobody waits for. Layout in `format.md`.
 //!
@@ -33,7 +34,7 @@ const ANCHORS: [u64; 2] = [1 << 14, 1 << 20];
 /// Longest payload: a hundred thousand removals take a fifth of it.
 const MAX_PAYLOAD: usize = 1 << 27;
 /// Most bytes of one frame that a crash leaves.
-const MAX_TORN: usize = FRAME + MAX_PAYLOAD;
+const MAX_TORN: u64 = (FRAME + MAX_PAYLOAD) as u64;
 /// What is passed over at once in a search.
 const HOLE: [u8; 4096] = [0; 4096];
 /// Bytes that are read at once.
@@ -167,16 +168,16 @@ impl<'a> Window<'a> {
 
     /// Whether what follows the last whole frame cannot be a torn append.
     fn is_damage_from(&mut self, end: Position) -> Result<bool> {
-        let rest = self.bytes(end.offset, (self.len - end.offset).min(MAX_TORN as u64 + 1))?;
-        Ok(rest.is_some_and(|rest| is_damage(rest, end.chain)))
+        let rest = self.len - end.offset;
+        Ok(rest > MAX_TORN || self.bytes(end.offset, rest)?.is_some_and(|rest| is_damage(rest, end.chain)))
     }
 
     /// The first that `f` says of a place after `from`, being given what follows it: a frame's bytes at least.
     fn find<T>(&mut self, from: u64, mut f: impl FnMut(u64, &[u8]) -> Option<T>) -> Result<Option<T>> {
         let mut at = from + 1;
         while at < self.len {
-            let n = (self.len - at).min(2 * MAX_TORN as u64);
-            let places = if at + n == self.len { n } else { n - MAX_TORN as u64 };
+            let n = (self.len - at).min(2 * MAX_TORN);
+            let places = if at + n == self.len { n } else { n - MAX_TORN };
             let bytes = self.bytes(at, n)?.unwrap_or_default();
             let mut i = 0;
             while i < places {
@@ -239,7 +240,7 @@ impl Search {
 /// Whether bytes after the last whole frame cannot be a torn append. A torn append is part of one frame, so
 /// neither a whole frame's events nor a frame that follows another can be in it.
 fn is_damage(rest: &[u8], before: [u8; 8]) -> bool {
-    if rest.len() > MAX_TORN || (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
+    if (0..rest.len()).any(|at| payload_of(&rest[at..]).is_some_and(holds_events)) {
         return true;
     }
     let mut search = Search::new(rest, before, rest.len() as u64);
@@ -481,7 +482,9 @@ impl Journal {
         if !window.is_damage_from(end)? {
             return Ok(());
         }
-        Err(StoreError::damaged(format!("{}: the frame at {}, with others after it", self.what(), end.offset)))
+        let more =
+            if window.len - end.offset > MAX_TORN { "more after it than a crash leaves" } else { "others after it" };
+        Err(StoreError::damaged(format!("{}: the frame at {}, with {more}", self.what(), end.offset)))
     }
 
     fn window(&self, from: u64) -> Result<Window<'_>> {

@@ -12,7 +12,7 @@
 //!
 //! It doesn't know which things are wanted (repo), nor what blocks decode to (codec).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -84,29 +84,30 @@ struct State {
 impl State {
     /// Takes in what was loaded, of a directory of these names. Returns whether a thing may be read from another
     /// place than before, and the packs that vanished.
-    fn take(&mut self, names: &[String], loaded: Vec<Loaded>) -> (bool, Vec<Arc<Pack>>) {
+    fn take(&mut self, names: &[String], loaded: BTreeMap<String, Loaded>) -> (bool, Vec<Arc<Pack>>) {
         let is_there = |name: &str| names.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
         let vanished = self.index.retain(is_there);
         self.findings.retain(|name, _| is_there(name));
         self.later.retain(|name, _| is_there(name));
-        let packs = loaded.into_iter().filter(|l| is_there(l.name())).filter_map(|l| self.take_one(l)).collect();
+        let there = loaded.into_iter().filter(|(name, _)| is_there(name));
+        let packs = there.filter_map(|(name, l)| self.take_one(name, l)).collect();
         let replaced = self.index.add(packs);
         (replaced || !vanished.is_empty(), vanished)
     }
 
-    fn take_one(&mut self, loaded: Loaded) -> Option<Arc<Pack>> {
+    fn take_one(&mut self, name: String, loaded: Loaded) -> Option<Arc<Pack>> {
         match loaded {
             Loaded::Index(pack, findings) => {
-                self.later.remove(&pack.name);
-                self.findings.remove(&pack.name);
+                self.later.remove(&name);
+                self.findings.remove(&name);
                 if !findings.is_empty() {
-                    self.findings.insert(pack.name.clone(), findings);
+                    self.findings.insert(name, findings);
                 }
                 return Some(pack);
             }
-            Loaded::Later(name, what) => drop(self.later.insert(name, what)),
-            Loaded::Unreadable(name, finding) => drop(self.findings.insert(name, vec![finding])),
-            Loaded::Gone(_) => {}
+            Loaded::Later(what) => drop(self.later.insert(name, what)),
+            Loaded::Unreadable(finding) => drop(self.findings.insert(name, vec![finding])),
+            Loaded::Gone => {}
         }
         None
     }
@@ -114,18 +115,9 @@ impl State {
 
 enum Loaded {
     Index(Arc<Pack>, Vec<Finding>),
-    Later(String, String),
-    Unreadable(String, Finding),
-    Gone(String),
-}
-
-impl Loaded {
-    fn name(&self) -> &str {
-        match self {
-            Loaded::Index(pack, _) => &pack.name,
-            Loaded::Later(name, _) | Loaded::Unreadable(name, _) | Loaded::Gone(name) => name,
-        }
-    }
+    Later(String),
+    Unreadable(Finding),
+    Gone,
 }
 
 /// All packs of a repository.
@@ -173,17 +165,16 @@ impl Packs {
     /// remain readable through it while their file is open.
     ///
     /// A pack may vanish between the reading of the directory and its own, and a reading that another process is beside
-    /// may show neither the old pack of a thing nor its new one: it is taken when a second reading is the same.
+    /// may show neither the old pack of a thing nor its new one: what is read counts when a second reading is the same.
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = pack_names(&*self.disk, &self.dir)?;
-        let mut seen = BTreeSet::new();
-        let mut loaded = Vec::new();
+        let mut loaded = BTreeMap::new();
         for _ in 0..READINGS {
-            let known = |name: &String| seen.contains(name) || self.state().index.packs().contains_key(name);
+            let known = |name: &String| loaded.contains_key(name) || self.state().index.packs().contains_key(name);
             let new: Vec<String> = names.iter().filter(|n| !known(n)).cloned().collect();
-            loaded.extend(parallel::map(&new, |n| self.load(n)));
-            seen.extend(new);
+            let read = parallel::map(&new, |n| self.load(n));
+            loaded.extend(new.into_iter().zip(read));
             let again = pack_names(&*self.disk, &self.dir)?;
             if again == names {
                 break;
@@ -205,11 +196,11 @@ impl Packs {
         let path = self.dir.join(format!("{name}.pack"));
         let unreadable = |what: String| {
             let finding = Finding { pack: name.to_owned(), offset: 0, what, of: None, block: None };
-            Loaded::Unreadable(name.to_owned(), finding)
+            Loaded::Unreadable(finding)
         };
         let file = match self.disk.open(&path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone(name.to_owned()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Loaded::Gone,
             Err(e) => return unreadable(e.to_string()),
         };
         let mut index = scan::index(&*file, name);
@@ -222,7 +213,7 @@ impl Packs {
                 let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes, entries: i.entries };
                 Loaded::Index(Arc::new(pack), i.findings)
             }
-            Err(StoreError::Later { what }) => Loaded::Later(name.to_owned(), what),
+            Err(StoreError::Later { what }) => Loaded::Later(what),
             Err(e) => unreadable(e.to_string()),
         }
     }

@@ -91,7 +91,10 @@ pub(super) fn copy_whole(disk: &dyn Disk, from: &dyn DiskFile, path: &Path) -> R
         for at in (0..len).step_by(piece.len()) {
             let n = (len - at).min(piece.len() as u64) as usize;
             from.read_at(&mut piece[..n], at)?;
-            file.append(&piece[..n])?;
+            match piece[..n].iter().all(|b| *b == 0) {
+                true => file.truncate(at + n as u64)?, // A hole stays one.
+                false => file.append(&piece[..n])?,
+            }
         }
         Ok(())
     })
@@ -104,8 +107,11 @@ fn write_whole_by(disk: &dyn Disk, path: &Path, write: &dyn Fn(&dyn DiskFile) ->
         _ => {}
     }
     let file = disk.create_new(&temporary).at(&temporary)?;
-    write(&*file).at(&temporary)?;
-    file.sync().at(&temporary)?;
+    let written = write(&*file).and_then(|()| file.sync());
+    if written.is_err() {
+        let _ = disk.remove(&temporary);
+    }
+    written.at(&temporary)?;
     disk.rename(&temporary, path).at(path)?;
     let dir = path.parent().unwrap_or(Path::new("."));
     disk.sync_dir(dir).at(dir)
