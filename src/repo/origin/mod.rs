@@ -153,7 +153,8 @@ fn merged(model: &ModelName, members: &[Head]) -> Relation {
 /// `None` for a version that cannot be read.
 fn trial(repo: &Arc<Repo>, head: Head, new: &Side, mine: &[Weights]) -> Option<Trial> {
     let side = repo.record(&head.id).and_then(|record| Side::of_version(repo, &record));
-    let side = side.map_err(|e| log::warn!("{} is not tried as a parent: {e}", label(&head))).ok()?;
+    let told = |e| log::log!(search::level_of(&e), "{} is not tried as a parent: {e}", label(&head));
+    let side = side.map_err(told).ok()?;
     Some(Trial::new(head, side, new, mine))
 }
 

@@ -101,13 +101,15 @@ fn sketch_of(repo: &Arc<Repo>, id: &Id) -> VersionSketch {
             tensors: window::sketched(&side).into_iter().map(|w| w.sketch).collect(),
         },
         Err(e) => {
-            // What was removed may have been collected since.
-            let level =
-                if matches!(e, RepoError::Store(StoreError::Missing { .. })) { Level::Debug } else { Level::Warn };
-            log::log!(level, "version {id} is not searched: {e}");
+            log::log!(level_of(&e), "version {id} is not searched: {e}");
             VersionSketch { id: *id, lanes: [u32::MAX; LANES], tensors: vec![] }
         }
     }
+}
+
+/// How loudly it is said that a version cannot be read: what was removed may have been collected since.
+pub fn level_of(e: &RepoError) -> Level {
+    if matches!(e, RepoError::Store(StoreError::Missing { .. })) { Level::Debug } else { Level::Warn }
 }
 
 /// Of all tensors of a version.
