@@ -169,6 +169,9 @@ impl Packs {
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = pack_names(&*self.disk, &self.dir)?;
+        if self.state().index.packs().keys().eq(&names) {
+            return Ok(());
+        }
         let mut loaded = BTreeMap::new();
         for _ in 0..READINGS {
             let known = |name: &String| loaded.contains_key(name) || self.state().index.packs().contains_key(name);
