@@ -131,7 +131,7 @@ impl Repo {
     /// pack that is known, the packs are looked at again; with it comes all that it needs.
     pub fn record(&self, id: &Id) -> Result<VersionRecord, RepoError> {
         let bytes = match self.packs.version(id) {
-            Err(StoreError::Missing { .. }) => {
+            Err(StoreError::Missing { .. } | StoreError::Later { .. }) => {
                 self.refresh()?;
                 self.packs.version(id)?
             }

@@ -82,6 +82,12 @@ struct State {
 }
 
 impl State {
+    /// Whether these are the packs that are known, each of which could be read.
+    fn are(&self, names: &[String]) -> bool {
+        let packs = self.index.packs();
+        self.later.is_empty() && self.findings.keys().all(|n| packs.contains_key(n)) && packs.keys().eq(names)
+    }
+
     /// Takes in what was loaded, of a directory of these names. Returns whether a thing may be read from another
     /// place than before, and the packs that vanished.
     fn take(&mut self, names: &[String], loaded: BTreeMap<String, Loaded>) -> (bool, Vec<Arc<Pack>>) {
@@ -169,7 +175,7 @@ impl Packs {
     pub fn refresh(&self) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = pack_names(&*self.disk, &self.dir)?;
-        if self.state().index.packs().keys().eq(&names) {
+        if self.state().are(&names) {
             return Ok(());
         }
         let mut loaded = BTreeMap::new();
@@ -354,19 +360,19 @@ impl Packs {
         indexed.map(|i| i.entries.iter().map(|e| (e.kind, e.id)).collect()).unwrap_or_default()
     }
 
-    /// What a pack holds. One that cannot be read holds nothing, and is not sound.
+    /// What a pack holds, by the index: what cannot be read just now is not taken for gone. Of one that is not known: nothing,
+    /// and it is not sound.
     pub fn listing(&self, pack: &str) -> Listing {
-        let path = self.dir.join(format!("{pack}.pack"));
-        let Some(indexed) = self.disk.open(&path).ok().and_then(|f| scan::index(&*f, pack).ok()) else {
+        let state = self.state();
+        let Some(held) = state.index.packs().get(pack) else {
             return Listing { bytes: 0, sound: false, things: vec![] };
         };
-        let state = self.state();
         let listed = |e: &Entry| {
             let counts = state.index.find(e.kind, &e.id).is_some_and(|(p, _)| p.name == pack);
             Listed { kind: e.kind, id: e.id, stored: e.stored, counts }
         };
-        let things = indexed.entries.iter().map(listed).collect();
-        Listing { bytes: indexed.bytes, sound: indexed.findings.is_empty(), things }
+        let things = held.entries.iter().map(listed).collect();
+        Listing { bytes: held.bytes, sound: !state.findings.contains_key(pack), things }
     }
 
     /// Copies a thing into a new pack as it is stored; every frame is checked on the way.

@@ -293,6 +293,18 @@ fn packs_come_and_go() {
     read(&packs, (Kind::Object, a.0.id)).unwrap();
 }
 
+#[test]
+fn what_a_pack_holds_does_not_hang_on_reading_it_again() {
+    let (sim, disk, ..) = tiny();
+    let packs = packs(&disk);
+    let name = packs.pack_names().remove(0);
+    let before = packs.listing(&name);
+    assert!(before.sound && !before.things.is_empty());
+    sim.write(&path(&name), b"");
+    packs.refresh().unwrap();
+    assert_eq!((packs.listing(&name).things, packs.listing(&name).bytes), (before.things, before.bytes));
+}
+
 /// What any two of these do to the directory of packs, a refresh finds as an opening would.
 #[test]
 fn a_refresh_finds_what_an_opening_finds() {
