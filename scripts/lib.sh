@@ -46,6 +46,15 @@ have_package() {
     esac >/dev/null 2>&1
 }
 
+# warn_of_space GIB: says where there is less free than what is built and written takes; without it, tests fail one by one.
+warn_of_space() {
+    local dir free
+    for dir in "$ROOT" "${CARGO_TARGET_DIR:-$ROOT}" "${TMPDIR:-/tmp}"; do
+        free=$(df --output=avail -BG "$dir" 2>/dev/null | tail -n1 | tr -dc 0-9) || continue
+        [ "${free:-$1}" -ge "$1" ] || echo "WARNING: $dir has $free GiB free; the tests take up to $1 GiB"
+    done
+}
+
 # need_rust: a cargo of at least RUST_MIN. Debian's own may be older, so this is never installed for you.
 need_rust() {
     command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

@@ -10,6 +10,7 @@ step() { printf '\n== %s\n' "$*"; }
 cd "$ROOT"
 need shellcheck fuse3
 need_rust
+warn_of_space 8
 if [ "${MGIT_REQUIRE_FUSE:-0}" = 1 ]; then
     need_fuse
 fi

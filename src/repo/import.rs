@@ -169,6 +169,9 @@ pub fn prepare_merged(
     remove_leftovers(repo.disk.as_ref(), &packs)?;
     let mut writer = PackWriter::create(repo.disk.clone(), &packs)?;
     repo.refresh()?;
+    if let Err(e) = repo.packs.save_footers() {
+        log::debug!("the file of footers is left as it was: {e}");
+    }
     let tally = store_objects(repo, spec, &files, &mut writer, progress)?;
     store_recipes(repo, &files, &mut writer)?;
     let low_rank = spec.told && tally.is_low_rank();

@@ -11,6 +11,7 @@ pub mod catalog;
 mod check;
 pub mod disk;
 pub mod files;
+mod footers;
 pub mod gate;
 mod index;
 pub mod journal;

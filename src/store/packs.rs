@@ -1,7 +1,7 @@
 //! The set of packs: where every object, recipe and version lies, and their bytes. For many threads.
 //!
-//! The index is in memory, read from the packs' footers. A pack whose footer is damaged is read by its frames
-//! and remembered as a finding; a pack of a later format is left out, and what can't be found is then said to be
+//! The index is in memory, read from the packs' footers, or from one file that has most of them ([`super::footers`]).
+//! A pack whose footer is damaged is read by its frames and remembered as a finding; a pack of a later format is left out, and what can't be found is then said to be
 //! there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
 //! caller checks the decoded bytes against the record, and so against the id.
 //!
@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use quick_cache::sync::Cache;
 
 use super::disk::{Disk, DiskFile};
+use super::footers::{self, Footer};
 use super::index::{Index, Pack, Place};
 use super::pack::{Entry, FRAME, Kind, PackWriter, parse_name};
 use super::scan::{self, Finding, ScanItem};
@@ -33,6 +34,10 @@ use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 const OPEN_FILES: usize = 256;
 /// How often the directory is read at most until two readings agree: more is a storm of new packs, not one that moved.
 const READINGS: usize = 16;
+/// Packs that are worth no look into the file of footers, and none to write it anew for.
+const FEW: usize = 32;
+/// It is written anew when of so many packs one is not in it.
+const SHARE: usize = 16;
 /// How often a thing is followed from a pack that has vanished to another.
 const MOVES: usize = 16;
 
@@ -135,6 +140,8 @@ pub struct Packs {
     mending: Mutex<()>,
     keys: AtomicU64,
     moves: AtomicU64,
+    /// Packs that were read themselves, not from the file of footers.
+    apart: AtomicU64,
     files: Cache<u64, Arc<dyn DiskFile>>,
 }
 
@@ -160,9 +167,9 @@ pub struct Listing {
 impl Packs {
     /// The packs in a directory.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
-        let (state, refreshing, mending, keys, moves) = Default::default();
+        let (state, refreshing, mending, keys, moves, apart) = Default::default();
         let files = Cache::new(OPEN_FILES);
-        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, mending, keys, moves, files };
+        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, mending, keys, moves, apart, files };
         packs.refresh()?;
         Ok(packs)
     }
@@ -182,8 +189,7 @@ impl Packs {
         for _ in 0..READINGS {
             let known = |name: &String| loaded.contains_key(name) || self.state().index.packs().contains_key(name);
             let new: Vec<String> = names.iter().filter(|n| !known(n)).cloned().collect();
-            let read = parallel::map(&new, |n| self.load(n));
-            loaded.extend(new.into_iter().zip(read));
+            loaded.extend(self.load_all(new));
             let again = pack_names(&*self.disk, &self.dir)?;
             if again == names {
                 break;
@@ -201,8 +207,49 @@ impl Packs {
         self.moves.load(Ordering::Relaxed)
     }
 
+    /// Where many are new, most by the file of footers.
+    fn load_all(&self, mut new: Vec<String>) -> Vec<(String, Loaded)> {
+        let mut loaded = Vec::with_capacity(new.len());
+        if new.len() > FEW {
+            let mut footers = footers::read(&*self.disk, &self.dir, |n| new.binary_search_by(|x| x[..].cmp(n)).is_ok());
+            new.retain(|name| match footers.remove(name) {
+                Some(Footer { bytes, entries }) => {
+                    loaded.push((name.clone(), Loaded::Index(self.pack(name, bytes, entries), vec![])));
+                    false
+                }
+                None => true,
+            });
+        }
+        self.apart.fetch_add(new.len() as u64, Ordering::Relaxed);
+        let read = parallel::map(&new, |n| self.load(n));
+        loaded.extend(new.into_iter().zip(read));
+        loaded
+    }
+
+    /// Writes the file of footers anew where a fair share of the packs is not in it.
+    pub fn save_footers(&self) -> Result<()> {
+        let state = self.state();
+        let (apart, all) = (self.apart.load(Ordering::Relaxed) as usize, state.index.packs().len());
+        if apart <= FEW || apart * SHARE < all {
+            return Ok(());
+        }
+        let sound = state.index.packs().values().filter(|p| !state.findings.contains_key(&p.name));
+        footers::write(&*self.disk, &self.dir, sound)?;
+        self.apart.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn pack(&self, name: &str, bytes: u64, entries: Vec<Entry>) -> Arc<Pack> {
+        let (key, path) = (self.keys.fetch_add(1, Ordering::Relaxed), self.path(name));
+        Arc::new(Pack { name: name.to_owned(), key, path, bytes, entries })
+    }
+
+    fn path(&self, pack: &str) -> PathBuf {
+        self.dir.join(format!("{pack}.pack"))
+    }
+
     fn load(&self, name: &str) -> Loaded {
-        let path = self.dir.join(format!("{name}.pack"));
+        let path = self.path(name);
         let unreadable = |what: String| {
             let finding = Finding { pack: name.to_owned(), offset: 0, what, of: None, block: None };
             Loaded::Unreadable(finding)
@@ -217,11 +264,7 @@ impl Packs {
             index = self.disk.open(&path).at(&path).and_then(|file| scan::index(&*file, name));
         }
         match index {
-            Ok(i) => {
-                let key = self.keys.fetch_add(1, Ordering::Relaxed);
-                let pack = Pack { name: name.to_owned(), key, path, bytes: i.bytes, entries: i.entries };
-                Loaded::Index(Arc::new(pack), i.findings)
-            }
+            Ok(i) => Loaded::Index(self.pack(name, i.bytes, i.entries), i.findings),
             Err(StoreError::Later { what }) => Loaded::Later(what),
             Err(e) => unreadable(e.to_string()),
         }
@@ -348,14 +391,19 @@ impl Packs {
         self.state().index.packs().values().map(|p| p.bytes).sum()
     }
 
-    /// What was found wrong when packs were opened.
+    /// What is wrong with the packs' own indexes, each read now.
     pub fn findings(&self) -> Vec<Finding> {
-        self.state().findings.values().flatten().cloned().collect()
+        let found = |name: &String| match self.load(name) {
+            Loaded::Index(_, findings) => findings,
+            Loaded::Unreadable(finding) => vec![finding],
+            Loaded::Later(_) | Loaded::Gone => vec![],
+        };
+        parallel::map(&self.pack_names(), found).concat()
     }
 
     /// Objects, recipes and versions that a pack holds, sorted; copies that other packs hold too are included.
     pub fn names_in(&self, pack: &str) -> Vec<(Kind, Id)> {
-        let path = self.dir.join(format!("{pack}.pack"));
+        let path = self.path(pack);
         let indexed = self.disk.open(&path).ok().and_then(|f| scan::index(&*f, pack).ok());
         indexed.map(|i| i.entries.iter().map(|e| (e.kind, e.id)).collect()).unwrap_or_default()
     }
@@ -407,7 +455,7 @@ impl Packs {
 
     /// Takes a pack out of use, its file being kept as `<name>.damaged`.
     pub fn set_aside(&self, pack: &str) -> Result<()> {
-        let path = self.dir.join(format!("{pack}.pack"));
+        let path = self.path(pack);
         self.forget_parity(&path)?;
         self.disk.rename(&path, &path.with_extension("damaged")).at(&path)?;
         self.disk.sync_dir(&self.dir).at(&self.dir)?;
@@ -463,7 +511,7 @@ impl Packs {
         }
         // The names of those that hold what counts come first: who sealed them may have died before they were durable.
         self.disk.sync_dir(&self.dir).at(&self.dir)?;
-        let mut each = packs.iter().map(|name| self.dir.join(format!("{name}.pack")));
+        let mut each = packs.iter().map(|name| self.path(name));
         let removed = each.try_for_each(|path| {
             self.forget_parity(&path)?;
             self.disk.remove(&path).at(&path)
@@ -477,13 +525,10 @@ impl Packs {
     /// opened or that a later mgit wrote.
     pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<()> {
         self.mend(pack);
-        let path = self.dir.join(format!("{pack}.pack"));
+        let path = self.path(pack);
         let file = self.disk.open(&path).at(&path)?;
         let indexed = scan::index(&*file, pack)?;
-        let key = self.keys.fetch_add(1, Ordering::Relaxed);
-        let (name, bytes, entries) = (pack.to_owned(), indexed.bytes, vec![]);
-        let pack = Arc::new(Pack { name, key, path, bytes, entries });
-        scan::walk(&pack, &*file, &indexed, f);
+        scan::walk(&self.pack(pack, indexed.bytes, vec![]), &*file, &indexed, f);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Packs, scan and journal together: golden bytes, every flip, every cut, every crash and every fault.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -303,6 +304,103 @@ fn what_a_pack_holds_does_not_hang_on_reading_it_again() {
     sim.write(&path(&name), b"");
     packs.refresh().unwrap();
     assert_eq!((packs.listing(&name).things, packs.listing(&name).bytes), (before.things, before.bytes));
+}
+
+/// More packs than are worth reading each, the file of their footers beside them, and the ids of what each holds.
+fn many() -> (SimDisk, Arc<dyn Disk>, BTreeMap<String, Id>) {
+    let (sim, disk) = new_disk(1);
+    let one = |n: u8| {
+        let mut w = PackWriter::create(disk.clone(), Path::new(DIR)).unwrap();
+        let o = object(n, 10 + n as u64);
+        put(&mut w, &o).unwrap();
+        (w.seal().unwrap().name, o.0.id)
+    };
+    let ids: BTreeMap<String, Id> = (0..70).map(one).collect();
+    packs(&disk).save_footers().unwrap();
+    (sim, disk, ids)
+}
+
+#[test]
+fn what_the_file_of_footers_says_is_what_the_packs_say() {
+    let (sim, disk, ids) = many();
+    let all =
+        |packs: &Packs| -> Vec<_> { ids.keys().map(|n| (packs.listing(n).bytes, packs.listing(n).things)).collect() };
+    let file = Path::new(DIR).join("footers");
+    let whole = sim.read(&file);
+    sim.lose(&file);
+    let of_packs = all(&packs(&disk));
+    assert!(of_packs.iter().all(|(_, things)| things.len() == 1));
+    // Where the file is sound, a pack's own footer is not read, and what is wrong with it is found by who looks there.
+    sim.write(&file, &whole);
+    let first = ids.keys().next().unwrap();
+    let sound = sim.read(&path(first));
+    sim.flip(&path(first), sound.len() - 70, 1);
+    let opened = packs(&disk);
+    assert_eq!(all(&opened), of_packs);
+    assert!(opened.listing(first).sound && opened.findings().len() == 1);
+    ids.values().for_each(|id| read(&opened, (Kind::Object, *id)).unwrap());
+    sim.write(&path(first), &sound);
+    // Whatever is wrong with the file, nothing else is.
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        sim.write(&file, &bad);
+        assert_eq!(all(&packs(&disk)), of_packs, "flipped at {at}");
+    }
+    for cut in (0..whole.len()).step_by(7) {
+        sim.write(&file, &whole[..cut]);
+        assert_eq!(all(&packs(&disk)), of_packs, "cut at {cut}");
+    }
+    for more in [vec![0; 1 << 17], vec![255; 99], whole.clone()] {
+        sim.write(&file, &[&whole[..], &more].concat());
+        assert_eq!(all(&packs(&disk)), of_packs);
+    }
+}
+
+#[test]
+fn the_file_of_footers_follows_the_packs() {
+    let (sim, disk, ids) = many();
+    let file = Path::new(DIR).join("footers");
+    let written = sim.read(&file);
+    let gone: Vec<_> = ids.keys().take(20).collect();
+    gone.iter().for_each(|name| sim.lose(&path(name)));
+    let opened = packs(&disk);
+    let left: Vec<_> = ids.keys().skip(20).cloned().collect();
+    assert_eq!(opened.pack_names(), left);
+    assert!(ids.iter().all(|(name, id)| opened.has_object(id) == left.contains(name)));
+    // It is written anew when enough packs are not in it, and not before.
+    for n in 0..40 {
+        opened.save_footers().unwrap();
+        assert_eq!(sim.read(&file) == written, n <= 32, "{n}");
+        let mut w = PackWriter::create(disk.clone(), Path::new(DIR)).unwrap();
+        put(&mut w, &object(100 + n, 10)).unwrap();
+        w.seal().unwrap();
+        opened.refresh().unwrap();
+    }
+    let again = packs(&disk);
+    assert_eq!((again.pack_names(), again.objects().len()), (opened.pack_names(), 90));
+    assert!(again.findings().is_empty());
+}
+
+#[test]
+fn a_crash_while_the_file_of_footers_is_written_costs_nothing() {
+    let mut crashed = 0;
+    for at in 0.. {
+        let (sim, disk, ids) = many();
+        sim.lose(&Path::new(DIR).join("footers"));
+        let held = packs(&disk);
+        sim.crash_at(sim.ops() + at);
+        let saved = held.save_footers().is_ok();
+        let after: Arc<dyn Disk> = Arc::new(sim.reboot());
+        let opened = packs(&after);
+        ids.values().for_each(|id| read(&opened, (Kind::Object, *id)).unwrap());
+        opened.save_footers().unwrap();
+        if saved {
+            break;
+        }
+        crashed += 1;
+    }
+    assert!(crashed >= 3, "{crashed}");
 }
 
 /// What any two of these do to the directory of packs, a refresh finds as an opening would.

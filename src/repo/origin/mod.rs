@@ -247,10 +247,13 @@ impl Finder<'_> {
     /// A living version with the same files.
     fn duplicate(&mut self) -> Result<Option<Head>, RepoError> {
         let same: Vec<Id> = self.versions.iter().filter(|v| v.lanes == self.lanes).map(|v| v.id).collect();
-        for id in same.into_iter().take(MAX_TRIED) {
-            if self.repo.record(&id).is_ok_and(|record| self.has_same_files(&record))
-                && let Some(above) = self.above(&id)?
-            {
+        let mut read = 0..MAX_TRIED;
+        for id in same {
+            let Some(above) = self.above(&id)? else { continue };
+            if read.next().is_none() {
+                break;
+            }
+            if self.repo.record(&id).is_ok_and(|record| self.has_same_files(&record)) {
                 return Ok(Some(above.head));
             }
         }
