@@ -27,7 +27,7 @@ use crate::repo::origin::Move;
 use crate::repo::progress::{Progress, Silent};
 use crate::repo::work;
 use crate::repo::{Repo, RepoError};
-use crate::repo::{gc, graph, house};
+use crate::repo::{gc, graph, history, house};
 
 /// Longest request or response on the wire.
 pub const MAX_LINE: u64 = 256 << 20;
@@ -179,7 +179,7 @@ pub fn answer(
             let catalog = engine.catalog();
             Response::Bringers(packs.iter().map(|p| catalog.bringer(p)).collect::<Result<_, _>>()?)
         }
-        Request::History(r) => Response::Details(history(engine, r)?),
+        Request::History(r) => Response::Details(history::history(engine, r.as_ref())?),
         Request::Graph => Response::Graph(graph::graph(engine)?),
         Request::NextName(m) => Response::Name(engine.next_name(&m)?),
         Request::CheckName(m, v) => engine.refuse_used(&m, &v).map(|()| Response::Done)?,
@@ -251,21 +251,6 @@ fn sum((files, bytes): (u64, u64)) -> Response {
 
 fn pair((a, b): (Head, Head)) -> Response {
     Response::Pair(a, b)
-}
-
-fn history(engine: &Engine, reference: Option<VersionRef>) -> Result<Vec<Detail>, RepoError> {
-    let mut heads = match reference {
-        None => engine.catalog().all()?,
-        Some(r) => {
-            let head = engine.resolve(&r)?;
-            let above: Vec<Id> = engine.lineage()?.ancestors(head.id);
-            let above =
-                above.iter().map(|id| Ok(engine.catalog().by_id(id)?)).collect::<Result<Vec<_>, RepoError>>()?;
-            std::iter::once(head).chain(above.into_iter().flatten()).collect()
-        }
-    };
-    heads.sort_by_key(|h| std::cmp::Reverse(h.seq));
-    heads.into_iter().map(|h| engine.detail_of(h)).collect()
 }
 
 /// Where the daemon of a repository listens.

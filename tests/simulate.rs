@@ -27,15 +27,17 @@ use mgit::model::event::Event;
 use mgit::model::id::Id;
 use mgit::model::name::VersionRef;
 use mgit::model::record::{EntryKind, Relation};
-use mgit::repo::engine::{Engine, label};
+use mgit::repo::engine::{Detail, Engine, label};
 use mgit::repo::fsck::{Finding, Report, fsck};
 use mgit::repo::gc::{Rules, collect};
+use mgit::repo::history::history;
 use mgit::repo::house::{Ask, answer};
 use mgit::repo::progress::Silent;
 use mgit::repo::repack::{self, Target, Web};
 use mgit::repo::repair;
 use mgit::repo::work::{self, Publication, check_files};
 use mgit::repo::{Head, Repo, RepoError};
+use mgit::store::packs::FEW;
 use mgit::store::sim::{Fault, SimDisk};
 use mgit::store::{Catalog, StoreError, lock_exclusive};
 
@@ -631,6 +633,7 @@ impl Run<'_> {
         }
         let report = fsck(&engine.repo, &heads, &Silent).unwrap();
         assert!(report.ok, "{:?}", report.findings);
+        check_history(engine, heads);
         for id in engine.repo.packs.objects() {
             // What is dead may lack its base after a crash within gc.
             if let Ok(open) = engine.repo.open_object(&id) {
@@ -640,6 +643,21 @@ impl Run<'_> {
         let Ok(work::Answer::Files(files)) = work::answer(engine, work::Ask::Files) else { panic!("no files") };
         assert_eq!(check_files(&engine.repo, &files), []);
     }
+}
+
+/// One look through the catalog finds what a question for each version finds.
+fn check_history(engine: &Engine, mut heads: Vec<Head>) {
+    heads.sort_by_key(|h| std::cmp::Reverse(h.seq));
+    let text = |details: &[Detail]| serde_json::to_string(details).unwrap();
+    let details: Vec<Detail> = heads.iter().map(|h| engine.detail_of(h.clone()).unwrap()).collect();
+    assert_eq!(text(&history(engine, None).unwrap()), text(&details));
+    let Some(newest) = details.first() else { return };
+    let reference = VersionRef { model: newest.head.model.clone(), version: Some(newest.head.version.clone()) };
+    let mut above = engine.lineage().unwrap().ancestors(newest.head.id);
+    above.push(newest.head.id);
+    let told: Vec<Id> = history(engine, Some(&reference)).unwrap().iter().map(|d| d.head.id).collect();
+    above.sort_by_key(|id| told.iter().position(|t| t == id));
+    assert_eq!(told, above);
 }
 
 // ---- damage
@@ -795,6 +813,7 @@ fn seeds() -> (std::ops::Range<u64>, Duration) {
 
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost() {
+    FEW.store(0, Ordering::Relaxed);
     let (range, limit) = seeds();
     let (next, faults, ran) = (AtomicU64::new(range.start), Mutex::new(Faults::new()), AtomicU64::new(0));
     let start = Instant::now();

@@ -13,7 +13,6 @@ use crate::model::graph::{Graph, Kind, json as graph_json, text};
 use crate::model::name::VersionRef;
 use crate::repo::charge::Charges;
 use crate::repo::engine::{Detail, label};
-use crate::repo::graph::stored;
 use crate::repo::{Repo, log};
 
 /// Widest drawing beside which the lines are aligned.
@@ -110,20 +109,21 @@ fn message(repo: &Arc<Repo>, d: &Detail) -> String {
 
 /// A table with each version's message below its row.
 fn as_text(repo: &Arc<Repo>, details: &[Detail], charges: &Charges) -> Vec<String> {
-    let row = |d: &Detail| {
+    let heads: Vec<_> = details.iter().map(|d| &d.head).collect();
+    let row = |(d, (stored, message)): (&Detail, (Option<u64>, String))| {
         let h = &d.head;
         log::Row::new(log::Facts {
             label: label(h),
             short_id: h.id.short(),
             created: out::ago(h.created),
             logical: h.bytes,
-            stored: if h.removed { None } else { stored(charges, &h.id) },
+            stored,
             removed: h.removed,
             origin: origin(d),
-            message: message(repo, d),
+            message,
         })
     };
-    let rows: Vec<_> = details.iter().map(row).collect();
+    let rows: Vec<_> = details.iter().zip(log::stored_and_messages(repo, &heads, charges)).map(row).collect();
     match rows.is_empty() {
         true => vec!["no versions yet; 'mgit import DIR' stores one".to_owned()],
         false => log::lines(rows.iter(), &out::paint),

@@ -4,6 +4,7 @@
 //! then applied to the catalog. A catalog that lags behind or is gone is brought up to date from the journal
 //! when the engine opens.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -424,12 +425,8 @@ impl Engine {
 
     /// From the older to the newer.
     fn edges(&self) -> Result<Vec<(Id, Id)>, RepoError> {
-        let mut edges = Vec::new();
-        for head in self.catalog().ever_all()? {
-            edges.extend(head.previous.map(|p| (p, head.id)));
-            edges.extend(self.catalog().parents(&head.id)?.iter().map(|p| (p.id, head.id)));
-        }
-        Ok(edges)
+        let (heads, parents) = (self.catalog().ever_all()?, self.catalog().all_parents()?);
+        Ok(edges(&heads, &parents))
     }
 
     fn name_of(&self, id: &Id) -> Result<String, RepoError> {
@@ -485,6 +482,15 @@ fn after(edges: &[(Id, Id)], moves: &[Move]) -> Vec<(Id, Id)> {
     let gone = |parent: &Id, child: &Id| moves.iter().any(|m| m.child == *child && m.from.contains(parent));
     let stay = edges.iter().filter(|(parent, child)| !gone(parent, child)).copied();
     stay.chain(moves.iter().flat_map(|m| m.to.iter().map(|e| (e.id, m.child)))).collect()
+}
+
+/// All edges in commit order, from the older to the newer.
+pub(super) fn edges(heads: &[Head], parents: &HashMap<Id, Vec<ParentEdge>>) -> Vec<(Id, Id)> {
+    let to = |h: &Head| {
+        let provenance = parents.get(&h.id).into_iter().flatten().map(|e| e.id);
+        h.previous.into_iter().chain(provenance).map(|p| (p, h.id)).collect::<Vec<_>>()
+    };
+    heads.iter().flat_map(to).collect()
 }
 
 /// An edge lies on a circle when its parent also comes from its child.

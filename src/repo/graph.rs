@@ -27,7 +27,7 @@ pub fn graph_with(engine: &Engine, charges: &Charges) -> Result<Graph, RepoError
 /// The graph without what versions cost, and the ids that edges lead to and that never were committed.
 pub fn bare(engine: &Engine) -> Result<(Graph, Vec<Id>), RepoError> {
     let catalog = engine.catalog();
-    let heads = catalog.ever_all()?;
+    let (heads, mut parents) = (catalog.ever_all()?, catalog.all_parents()?);
     let place: HashMap<Id, usize> = heads.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
     let (mut edges, mut unknown) = (Vec::new(), Vec::new());
     let mut add = |from: &Id, edge: Edge| match place.get(from) {
@@ -38,7 +38,7 @@ pub fn bare(engine: &Engine) -> Result<(Graph, Vec<Id>), RepoError> {
         if let Some(previous) = &head.previous {
             add(previous, Edge { guess: head.guess, ..Edge::new(0, to, Kind::Version) });
         }
-        for parent in catalog.parents(&head.id)? {
+        for parent in parents.remove(&head.id).unwrap_or_default() {
             let edge = Edge::new(0, to, Kind::Provenance(parent.relation));
             add(&parent.id, Edge { guess: parent.guess, coefficient: parent.coefficient, ..edge });
         }

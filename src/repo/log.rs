@@ -1,6 +1,13 @@
 //! The lines of a log, as `mgit log` prints them and the mount has them: a table, newest first, with each version's
 //! message below its row. When something was, and how it is painted, the caller says.
 
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::charge::Charges;
+use super::graph::stored;
+use super::{Head, Repo};
 use crate::model::record::Relation;
 use crate::model::table::{Paint, costs, harmless, table};
 
@@ -26,6 +33,13 @@ pub struct Facts {
     /// How it came to be.
     pub origin: String,
     pub message: String,
+}
+
+/// What the packs know of each version: the bytes that it is charged, where that can be read, and its message. A damaged
+/// record has none to tell.
+pub fn stored_and_messages(repo: &Arc<Repo>, heads: &[&Head], charges: &Charges) -> Vec<(Option<u64>, String)> {
+    let message = |h: &Head| repo.record(&h.id).map(|r| r.message).unwrap_or_default();
+    heads.par_iter().map(|h| (if h.removed { None } else { stored(charges, &h.id) }, message(h))).collect()
 }
 
 impl Row {

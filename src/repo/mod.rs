@@ -16,6 +16,7 @@ pub mod fsck;
 pub mod gc;
 pub mod graph;
 pub mod hash;
+pub mod history;
 pub mod house;
 pub mod import;
 #[cfg(all(test, feature = "shuttle"))]

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use super::RepoError;
+use crate::store::root::DERIVED;
 
 /// Bytes of a repository's parts.
 #[derive(Default, Debug)]
 pub struct Space {
     /// All of the directory less drafts.
     pub stored: u64,
-    /// The packs, without the sketches beside them.
+    /// The packs, without what is derived from them beside them.
     pub packs: u64,
     pub catalog: u64,
     pub drafts: u64,
@@ -18,10 +19,10 @@ pub struct Space {
 
 pub fn of(dir: &Path) -> Result<Space, RepoError> {
     let drafts = below(&dir.join("drafts"))?;
-    let sketches = files(&dir.join(crate::store::root::SKETCHES))?;
+    let derived = DERIVED.iter().try_fold(0, |sum, name| Ok::<_, RepoError>(sum + files(&dir.join(name))?))?;
     Ok(Space {
         stored: below(dir)?.saturating_sub(drafts),
-        packs: files(&dir.join("packs"))?.saturating_sub(sketches),
+        packs: files(&dir.join("packs"))?.saturating_sub(derived),
         catalog: below(&dir.join("catalog"))?,
         drafts: files(&dir.join("drafts"))?,
     })

@@ -23,7 +23,7 @@
 
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -326,13 +326,21 @@ impl Catalog {
 
     /// A model's tags, sorted, and where they lead.
     pub fn tags(&self, model: &ModelName) -> Result<Vec<(VersionName, Id)>> {
-        let prefix = key(b'g', &[model.as_str().as_bytes(), &[0]]);
+        self.tags_below(&key(b'g', &[model.as_str().as_bytes(), &[0]]))
+    }
+
+    /// Of all models.
+    pub fn all_tags(&self) -> Result<Vec<(VersionName, Id)>> {
+        self.tags_below(b"g")
+    }
+
+    fn tags_below(&self, prefix: &[u8]) -> Result<Vec<(VersionName, Id)>> {
         let tag = |item: sled::Result<(sled::IVec, sled::IVec)>| {
             let (k, id) = item.map_err(failed)?;
-            let name = std::str::from_utf8(&k[prefix.len()..]).ok().and_then(|n| n.parse().ok());
+            let name = k.rsplit(|b| *b == 0).next().and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
             Ok((name.ok_or_else(|| senseless("a tag"))?, id_of(&id)?))
         };
-        self.db.scan_prefix(&prefix).map(tag).collect()
+        self.db.scan_prefix(prefix).map(tag).collect()
     }
 
     /// A version, removed or not.
@@ -343,6 +351,15 @@ impl Catalog {
     /// Provenance parents in order.
     pub fn parents(&self, child: &Id) -> Result<Vec<ParentEdge>> {
         Ok(self.get(&key(b'e', &[&child.0]))?.map(|v| parse(&v, "parents")).transpose()?.unwrap_or_default())
+    }
+
+    /// Of all versions that have some, by child.
+    pub fn all_parents(&self) -> Result<HashMap<Id, Vec<ParentEdge>>> {
+        let parents = self.db.scan_prefix(b"e").map(|item| {
+            let (k, v) = item.map_err(failed)?;
+            Ok((last_id(&k)?, parse(&v, "parents")?))
+        });
+        parents.collect()
     }
 
     /// Provenance children in commit order; `id` is the child's.

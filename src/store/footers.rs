@@ -24,8 +24,9 @@ use super::pack::{ENTRY, Entry, parse_name};
 use super::{At, Result, parallel};
 
 const MAGIC: &[u8; 8] = b"mgitfoot";
-/// Its name beside the packs.
-pub(super) const FOOTERS: &str = "footers";
+/// Its name beside the packs, and while it is written.
+const FOOTERS: &str = "footers";
+const TEMPORARY: &str = "footers.tmp";
 /// Bytes of a frame before its payload, and of a payload before its entries.
 const HEAD: usize = 8;
 const NAMED: usize = 16;
@@ -102,7 +103,7 @@ fn footer(frame: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Option<(String,
 pub(super) fn write<'a>(disk: &dyn Disk, dir: &Path, packs: impl Iterator<Item = &'a Arc<Pack>>) -> Result<()> {
     let mut out = MAGIC.to_vec();
     packs.for_each(|pack| put(&mut out, pack));
-    let (path, temporary) = (dir.join(FOOTERS), dir.join("footers.tmp"));
+    let (path, temporary) = (dir.join(FOOTERS), dir.join(TEMPORARY));
     // Two that write at once may mix what they wrote up: each frame checks out or not.
     let _ = disk.remove(&temporary);
     let file = disk.create_new(&temporary).at(&temporary)?;

@@ -1,8 +1,8 @@
 //! The set of packs: where every object, recipe and version lies, and their bytes. For many threads.
 //!
-//! The index is in memory, read from the packs' footers, or from one file that has most of them ([`super::footers`]).
-//! A pack whose footer is damaged is read by its frames and remembered as a finding; a pack of a later format is left out, and what can't be found is then said to be
-//! there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
+//! The index is in memory, read from one file that has most packs' footers ([`super::footers`]), else from the packs.
+//! One whose footer is damaged is read by its frames and remembered as a finding; one of a later format is left out, and
+//! what can't be found is then said to be there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
 //! caller checks the decoded bytes against the record, and so against the id.
 //!
 //! Of two copies of a thing, that in the pack whose name sorts first counts ([`super::index`]): the newer one, for every
@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
@@ -34,8 +35,8 @@ use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 const OPEN_FILES: usize = 256;
 /// How often the directory is read at most until two readings agree: more is a storm of new packs, not one that moved.
 const READINGS: usize = 16;
-/// Packs that are worth no look into the file of footers, and none to write it anew for.
-const FEW: usize = 32;
+/// Packs that are worth no look into the file of footers, and none to write it anew for. Tests lower it.
+pub static FEW: AtomicUsize = AtomicUsize::new(32);
 /// It is written anew when of so many packs one is not in it.
 const SHARE: usize = 16;
 /// How often a thing is followed from a pack that has vanished to another.
@@ -97,7 +98,7 @@ impl State {
     /// place than before, and the packs that vanished.
     fn take(&mut self, names: &[String], loaded: BTreeMap<String, Loaded>) -> (bool, Vec<Arc<Pack>>) {
         let is_there = |name: &str| names.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
-        let vanished = self.index.retain(is_there);
+        let vanished = self.index.retain(|name| is_there(name) && !loaded.contains_key(name));
         self.findings.retain(|name, _| is_there(name));
         self.later.retain(|name, _| is_there(name));
         let there = loaded.into_iter().filter(|(name, _)| is_there(name));
@@ -142,6 +143,8 @@ pub struct Packs {
     moves: AtomicU64,
     /// Packs that were read themselves, not from the file of footers.
     apart: AtomicU64,
+    /// The file of footers is not asked.
+    distrusts: AtomicBool,
     files: Cache<u64, Arc<dyn DiskFile>>,
 }
 
@@ -167,9 +170,9 @@ pub struct Listing {
 impl Packs {
     /// The packs in a directory.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Packs> {
-        let (state, refreshing, mending, keys, moves, apart) = Default::default();
-        let files = Cache::new(OPEN_FILES);
-        let packs = Packs { disk, dir: dir.to_owned(), state, refreshing, mending, keys, moves, apart, files };
+        let (state, refreshing, mending, keys, moves, apart, distrusts) = Default::default();
+        let (dir, files) = (dir.to_owned(), Cache::new(OPEN_FILES));
+        let packs = Packs { disk, dir, state, refreshing, mending, keys, moves, apart, distrusts, files };
         packs.refresh()?;
         Ok(packs)
     }
@@ -180,14 +183,25 @@ impl Packs {
     /// A pack may vanish between the reading of the directory and its own, and a reading that another process is beside
     /// may show neither the old pack of a thing nor its new one: what is read counts when a second reading is the same.
     pub fn refresh(&self) -> Result<()> {
+        self.look(false)
+    }
+
+    /// Reads every pack itself, now and from now on: for who is to find damage, and for who removes packs.
+    pub fn distrust_footers(&self) -> Result<()> {
+        if self.distrusts.swap(true, Ordering::Relaxed) { Ok(()) } else { self.look(true) }
+    }
+
+    /// At the packs that are not known yet, or at all anew.
+    fn look(&self, anew: bool) -> Result<()> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = pack_names(&*self.disk, &self.dir)?;
-        if self.state().are(&names) {
+        if !anew && self.state().are(&names) {
             return Ok(());
         }
         let mut loaded = BTreeMap::new();
         for _ in 0..READINGS {
-            let known = |name: &String| loaded.contains_key(name) || self.state().index.packs().contains_key(name);
+            let held = |name: &String| !anew && self.state().index.packs().contains_key(name);
+            let known = |name: &String| loaded.contains_key(name) || held(name);
             let new: Vec<String> = names.iter().filter(|n| !known(n)).cloned().collect();
             loaded.extend(self.load_all(new));
             let again = pack_names(&*self.disk, &self.dir)?;
@@ -210,7 +224,7 @@ impl Packs {
     /// Where many are new, most by the file of footers.
     fn load_all(&self, mut new: Vec<String>) -> Vec<(String, Loaded)> {
         let mut loaded = Vec::with_capacity(new.len());
-        if new.len() > FEW {
+        if new.len() > FEW.load(Ordering::Relaxed) && !self.distrusts.load(Ordering::Relaxed) {
             let mut footers = footers::read(&*self.disk, &self.dir, |n| new.binary_search_by(|x| x[..].cmp(n)).is_ok());
             new.retain(|name| match footers.remove(name) {
                 Some(Footer { bytes, entries }) => {
@@ -230,7 +244,7 @@ impl Packs {
     pub fn save_footers(&self) -> Result<()> {
         let state = self.state();
         let (apart, all) = (self.apart.load(Ordering::Relaxed) as usize, state.index.packs().len());
-        if apart <= FEW || apart * SHARE < all {
+        if apart <= FEW.load(Ordering::Relaxed) || apart * SHARE < all {
             return Ok(());
         }
         let sound = state.index.packs().values().filter(|p| !state.findings.contains_key(&p.name));
@@ -391,14 +405,9 @@ impl Packs {
         self.state().index.packs().values().map(|p| p.bytes).sum()
     }
 
-    /// What is wrong with the packs' own indexes, each read now.
+    /// What was found wrong when packs were read; those by the file of footers were not.
     pub fn findings(&self) -> Vec<Finding> {
-        let found = |name: &String| match self.load(name) {
-            Loaded::Index(_, findings) => findings,
-            Loaded::Unreadable(finding) => vec![finding],
-            Loaded::Later(_) | Loaded::Gone => vec![],
-        };
-        parallel::map(&self.pack_names(), found).concat()
+        self.state().findings.values().flatten().cloned().collect()
     }
 
     /// Objects, recipes and versions that a pack holds, sorted; copies that other packs hold too are included.

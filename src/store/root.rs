@@ -18,6 +18,8 @@ pub const JOURNAL: &str = "journal";
 pub const CATALOG: &str = "catalog";
 /// Derived, beside the packs.
 pub const SKETCHES: &str = "packs/sketches";
+pub const FOOTERS: &str = "packs/footers";
+pub const DERIVED: [&str; 2] = [SKETCHES, FOOTERS];
 
 /// The format of the repository as a whole.
 const VERSION: u32 = 1;

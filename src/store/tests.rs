@@ -337,8 +337,14 @@ fn what_the_file_of_footers_says_is_what_the_packs_say() {
     sim.flip(&path(first), sound.len() - 70, 1);
     let opened = packs(&disk);
     assert_eq!(all(&opened), of_packs);
-    assert!(opened.listing(first).sound && opened.findings().len() == 1);
+    assert!(opened.listing(first).sound && opened.findings().is_empty());
     ids.values().for_each(|id| read(&opened, (Kind::Object, *id)).unwrap());
+    let held = opened.object(&ids[first]).unwrap();
+    let moves = opened.moves();
+    opened.distrust_footers().unwrap();
+    assert!(!opened.listing(first).sound && opened.findings().len() == 1 && opened.moves() > moves);
+    assert_eq!((all(&opened), opened.objects().len()), (of_packs.clone(), ids.len()));
+    opened.read_block(&held, 0, &mut vec![]).unwrap();
     sim.write(&path(first), &sound);
     // Whatever is wrong with the file, nothing else is.
     for at in 0..whole.len() {
