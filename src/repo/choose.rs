@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::encode::Todo;
 use super::hash::HashedPiece;
 use super::pair::{Near, is_transposed, mapped};
-use super::read::{BaseBlock, MappedBase, OpenObject, cost, predict};
+use super::read::{BaseBlock, MappedBase, OpenObject, Via, cost, predict};
 use super::{Repo, RepoError};
 use crate::codec::{self, Effort, Formula, Plan, QuantizedFit, Spec, fit_low_rank, fit_mix};
 use crate::model::dtype::Elem;
@@ -63,7 +63,7 @@ impl Source {
         if self.bases.is_empty() {
             return None;
         }
-        let read = |b| repo.base_block(b, spec.elem.width(), index, len, true);
+        let read = |b| repo.base_block(b, spec.elem.width(), index, len, Via::Checked);
         let found = self.bases.iter().map(read).collect::<Result<Vec<BaseBlock>, _>>();
         let mut blocks = found.map_err(|e| log::warn!("no base for a block: {e}")).ok()?;
         let Some(formula) = &self.formula else { return blocks.pop().map(Expected::Base) };
@@ -248,7 +248,7 @@ impl Chooser<'_> {
     }
 
     fn blocks(&self, index: u64, len: usize, bases: &[MappedBase]) -> Option<Vec<BaseBlock>> {
-        bases.iter().map(|b| self.repo.base_block(b, self.spec.elem.width(), index, len, true).ok()).collect()
+        bases.iter().map(|b| self.repo.base_block(b, self.spec.elem.width(), index, len, Via::Checked).ok()).collect()
     }
 
     fn low_rank(&self, near: &Near) -> Result<Option<Source>, RepoError> {

@@ -18,9 +18,9 @@ use crate::model::id::Id;
 use crate::model::layout::{self, What};
 use crate::model::name::printable;
 use crate::model::record::{EntryKind, FileEntry};
+use crate::store::ScanItem;
 use crate::store::pack::Kind;
 use crate::store::packs::is_gone;
-use crate::store::{ScanItem, StoreError};
 
 /// One thing that is wrong.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -132,7 +132,7 @@ fn open_all(repo: &Repo, objects: &[Id], progress: &dyn Progress) -> Result<Vec<
             kind: "unreadable",
             why: e.to_string(),
             place,
-            baseless: is_missing(&e),
+            baseless: e.is_missing(),
         })
     };
     progress.check()?;
@@ -151,33 +151,32 @@ fn scan_all(
     let mut seen: HashSet<String> = todo.iter().cloned().collect();
     todo.reverse();
     while let Some(pack) = todo.pop() {
-        let names = repo.packs.names_in(&pack).into_iter().filter(|(kind, _)| *kind == Kind::Object);
-        let objects = names.map(|(_, id)| id).collect();
         match scan_pack(repo, &pack, findings, broken, progress) {
             Err(RepoError::Store(e)) if is_gone(&e) => {
                 repo.refresh()?;
                 todo.extend(repo.packs.pack_names().into_iter().filter(|name| seen.insert(name.clone())));
             }
-            read => done.push(read.map(|()| (pack, objects))?),
+            read => done.push((pack, read?)),
         }
     }
     Ok(done)
 }
 
+/// The objects that it holds.
 fn scan_pack(
     repo: &Repo,
     pack: &str,
     findings: &mut Vec<Finding>,
     broken: &mut BTreeSet<Broken>,
     progress: &dyn Progress,
-) -> Result<(), RepoError> {
+) -> Result<Vec<Id>, RepoError> {
     progress.check()?;
-    repo.packs.scan(pack, &mut |item| match item {
+    let held = repo.packs.scan(pack, &mut |item| match item {
         ScanItem::Damage(d) => pack_finding(d, broken, findings),
         ScanItem::Block { encoded, .. } => progress.stored(encoded.len() as u64),
         _ => {}
     })?;
-    Ok(())
+    Ok(held.into_iter().filter(|(kind, _)| *kind == Kind::Object).map(|(_, id)| id).collect())
 }
 
 fn pack_finding(d: crate::store::Finding, broken: &mut BTreeSet<Broken>, findings: &mut Vec<Finding>) {
@@ -228,7 +227,7 @@ fn decode_object(
     let object = match repo.open_object(id) {
         Ok(object) => object,
         Err(e) => {
-            let baseless = is_missing(&e);
+            let baseless = e.is_missing();
             return (0, vec![Broken { baseless, ..broken(None, "unreadable", e.to_string()) }]);
         }
     };
@@ -241,7 +240,7 @@ fn decode_object(
             true => broken(Some(i), "unreadable", format!("{e}, or its base is damaged")),
             false => broken(Some(i), "block", e.to_string()),
         };
-        Some(Broken { baseless: is_missing(&e), ..found })
+        Some(Broken { baseless: e.is_missing(), ..found })
     };
     (object.blocks(), (0..object.blocks()).into_par_iter().filter_map(check).collect())
 }
@@ -275,11 +274,7 @@ fn check_version(repo: &Arc<Repo>, head: &Head, findings: &mut Vec<Finding>) {
 }
 
 fn missing_or<'a>(e: &RepoError, kind: &'a str) -> &'a str {
-    if is_missing(e) { "missing" } else { kind }
-}
-
-fn is_missing(e: &RepoError) -> bool {
-    matches!(e, RepoError::Store(StoreError::Missing { .. }))
+    if e.is_missing() { "missing" } else { kind }
 }
 
 /// Who needs each broken object: `tensor 'w' of a/b@v1 (model.safetensors)`.

@@ -81,6 +81,11 @@ impl RepoError {
         RepoError::Damaged(what)
     }
 
+    /// Whether something is in no pack: what was removed may have been collected since.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::Missing { .. }))
+    }
+
     pub fn refused(why: impl Into<String>) -> RepoError {
         RepoError::Refused(why.into())
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::hash::{HashedFile, HashedPiece};
-use super::read::{MappedBase, OpenObject};
+use super::read::{MappedBase, OpenObject, Via};
 use super::{Repo, RepoError};
 use crate::codec::{self, Formula, QuantizedFit, Spec, distance};
 use crate::model::dtype::Elem;
@@ -182,7 +182,7 @@ impl Sample {
         if start >= object.length() {
             return Ok(f64::MAX);
         }
-        let there = repo.base_block(&base, width, self.block, self.bytes.len(), true)?;
+        let there = repo.base_block(&base, width, self.block, self.bytes.len(), Via::Checked)?;
         if base.mapping == Mapping::Bytes {
             let n = self.bytes.len().min((object.length() - start) as usize);
             return Ok(distance(elem, &self.bytes[..n], &there.bytes()[..n]));
@@ -210,7 +210,7 @@ impl Sample {
         let base = MappedBase { object: object.clone(), mapping: Mapping::Whole };
         super::read::cost(self.spec.elem.width(), std::slice::from_ref(&base))?;
         let rows = (self.elements / columns.max(1)) as usize;
-        let there = repo.base_block(&base, self.spec.elem.width(), 0, 0, true).ok()?;
+        let there = repo.base_block(&base, self.spec.elem.width(), 0, 0, Via::Checked).ok()?;
         let distance = self.predicted(&Formula::Transposed(rows), object.elem(), there.bytes()).ok()?;
         Some(Near { object: object.clone(), distance, order: 0 })
     }

@@ -283,7 +283,7 @@ impl Repo {
         let whole = out.len() == block_len(object.length(), index);
         // What is built on others is seldom a base, and the kernel keeps what it has read: our cache is for bases.
         if whole && !object.bases.is_empty() && self.caches.blocks.peek(&(object.id(), index)).is_none() {
-            match self.decode(object, index, out).and_then(|()| object.check(index, out)) {
+            match self.decode(object, index, Via::Cache, out).and_then(|()| object.check(index, out)) {
                 Err(e) if self.mend(object, &e) => {}
                 done => return done,
             }
@@ -295,17 +295,21 @@ impl Repo {
 
     fn unchecked_block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
         let key = (object.id(), index);
-        self.caches.blocks.get_or_insert_with(&key, || {
-            let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
-            self.decode(object, index, &mut bytes)?;
-            Ok(Arc::new(Block { bytes, checked: AtomicBool::new(false) }))
-        })
+        self.caches.blocks.get_or_insert_with(&key, || self.decoded(object, index, Via::Cache))
     }
 
-    fn decode(&self, object: &OpenObject, index: u64, out: &mut [u8]) -> Result<(), RepoError> {
+    fn decoded(&self, object: &OpenObject, index: u64, via: Via) -> Result<Arc<Block>, RepoError> {
+        let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
+        self.decode(object, index, via, &mut bytes)?;
+        Ok(Arc::new(Block { bytes, checked: AtomicBool::new(false) }))
+    }
+
+    fn decode(&self, object: &OpenObject, index: u64, via: Via, out: &mut [u8]) -> Result<(), RepoError> {
         let info = object.stored.record.blocks[index as usize];
+        let (width, len) = (object.elem().width(), out.len());
+        let base = |b| self.base_block(b, width, index, len, via);
         let bases = match codec::needs_bases(info.tag) {
-            true => self.base_blocks(object, index, out.len())?,
+            true => object.bases.iter().map(base).collect::<Result<Vec<BaseBlock>, _>>()?,
             false => vec![],
         };
         let damaged = |e| RepoError::damaged(format!("block {index} of object {}: {e}", object.id()));
@@ -327,7 +331,8 @@ impl Repo {
         }
     }
 
-    /// The pack has vanished since the object was opened: another has it, maybe encoded in another way.
+    /// The pack has vanished since the object was opened: another has it, maybe encoded in another way. What was a base may
+    /// be built on this object now, and whoever decodes that may be waiting for this: so nobody is waited for.
     fn decode_moved(&self, object: &OpenObject, index: u64, out: &mut [u8], gone: StoreError) -> Result<(), RepoError> {
         self.refresh()?;
         let (id, same) = (object.id(), |now: &OpenObject| now.stored.pack() == object.stored.pack());
@@ -338,7 +343,7 @@ impl Repo {
         }
         match same(&now) {
             true => Err(gone.into()),
-            false => self.decode(&now, index, out),
+            false => self.decode(&now, index, Via::Nobody, out),
         }
     }
 
@@ -354,11 +359,6 @@ impl Repo {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
-    fn base_blocks(&self, object: &OpenObject, index: u64, len: usize) -> Result<Vec<BaseBlock>, RepoError> {
-        let width = object.elem().width();
-        object.bases.iter().map(|b| self.base_block(b, width, index, len, false)).collect()
-    }
-
     /// What a base has for block `index` (`len` bytes, of elements of `width`), zeros past the base's end.
     pub(super) fn base_block(
         &self,
@@ -366,11 +366,15 @@ impl Repo {
         width: usize,
         index: u64,
         len: usize,
-        checked: bool,
+        via: Via,
     ) -> Result<BaseBlock, RepoError> {
         let object = &*base.object;
         let (start, len) = base.mapping.range(index, len, width, object.length(), object.elem().width());
-        let block = |index| if checked { self.block(object, index) } else { self.unchecked_block(object, index) };
+        let block = |index| match via {
+            Via::Checked => self.block(object, index),
+            Via::Cache => self.unchecked_block(object, index),
+            Via::Nobody => self.decoded(object, index, via),
+        };
         let from = (start % BLOCK) as usize;
         if start < object.length() && from + len <= block_len(object.length(), start / BLOCK) {
             return Ok(BaseBlock::Shared(block(start / BLOCK)?, from..from + len));
@@ -394,6 +398,17 @@ impl Repo {
         let recipe = self.packs.recipe(recipe)?;
         Ok(FileReader::new(self.clone(), recipe, pin))
     }
+}
+
+/// How a base's block is come by.
+#[derive(Clone, Copy)]
+pub(super) enum Via {
+    /// The cache of decoded blocks, once it is checked.
+    Checked,
+    /// That cache; what is made of it is checked.
+    Cache,
+    /// Decoded here, whatever others are at.
+    Nobody,
 }
 
 /// A base's bytes for one block: shared with the cache where they lie in one of its blocks.
@@ -510,5 +525,39 @@ mod tests {
             let why = repo.open_object(&id).err().expect("a circle").to_string();
             assert!(why.contains("its cost is not below"), "{why}");
         }
+    }
+
+    #[test]
+    fn what_was_a_base_may_be_built_on_what_was_built_on_it() {
+        let dir = std::path::Path::new("/r");
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        crate::store::create(&disk, dir).unwrap();
+        // The same bytes as two tensors, of which one is stored and the other is said to be the same.
+        let two = |of: [&str; 2]| {
+            let typed = |dtype: &str, cost, bases| {
+                let record = object(7, cost, bases);
+                let id = object_id(dtype, &record.shape, &Id(record.values[0]));
+                ObjectRecord { id, dtype: dtype.to_owned(), ..record }
+            };
+            let stored = typed(of[0], 1, vec![]);
+            let mut same = typed(of[1], 2, vec![Base { id: stored.id, mapping: Mapping::Bytes }]);
+            same.blocks = vec![BlockInfo { tag: codec::SAME, encoded: 0 }];
+            let mut writer = PackWriter::create(disk.clone(), &dir.join("packs")).unwrap();
+            for (record, bytes) in [(&stored, &[7][..]), (&same, &[])] {
+                writer.put_block(bytes).unwrap();
+                writer.put_object(record).unwrap();
+            }
+            (writer.seal().unwrap().name, same.id)
+        };
+        let (old, id) = two(["U8", "I8"]);
+        let repo = Repo::open(dir, disk.clone(), 1 << 20).unwrap();
+        let held = repo.open_object(&id).unwrap();
+        two(["I8", "U8"]);
+        repo.refresh().unwrap();
+        repo.packs.remove(&[old]).unwrap();
+        let (done, waits) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(repo.block(&held, 0).map(|b| b.to_vec())));
+        let read = waits.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for itself");
+        assert_eq!(read.unwrap(), [7]);
     }
 }

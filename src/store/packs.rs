@@ -410,13 +410,6 @@ impl Packs {
         self.state().findings.values().flatten().cloned().collect()
     }
 
-    /// Objects, recipes and versions that a pack holds, sorted; copies that other packs hold too are included.
-    pub fn names_in(&self, pack: &str) -> Vec<(Kind, Id)> {
-        let path = self.path(pack);
-        let indexed = self.disk.open(&path).ok().and_then(|f| scan::index(&*f, pack).ok());
-        indexed.map(|i| i.entries.iter().map(|e| (e.kind, e.id)).collect()).unwrap_or_default()
-    }
-
     /// What a pack holds, by the index: what cannot be read just now is not taken for gone. Of one that is not known: nothing,
     /// and it is not sound.
     pub fn listing(&self, pack: &str) -> Listing {
@@ -531,14 +524,14 @@ impl Packs {
     }
 
     /// Reads and checks every byte of a pack, for fsck. Damage goes to `f`; an error is a pack that can't be
-    /// opened or that a later mgit wrote.
-    pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<()> {
+    /// opened or that a later mgit wrote. Returns the objects, recipes and versions that its index names, sorted.
+    pub fn scan(&self, pack: &str, f: &mut dyn FnMut(ScanItem)) -> Result<Vec<(Kind, Id)>> {
         self.mend(pack);
         let path = self.path(pack);
         let file = self.disk.open(&path).at(&path)?;
         let indexed = scan::index(&*file, pack)?;
         scan::walk(&self.pack(pack, indexed.bytes, vec![]), &*file, &indexed, f);
-        Ok(())
+        Ok(indexed.entries.iter().map(|e| (e.kind, e.id)).collect())
     }
 
     fn find(&self, kind: Kind, id: &Id) -> Result<Place> {

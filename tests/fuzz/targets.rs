@@ -26,6 +26,7 @@ use mgit::repo::draft::Area;
 use mgit::repo::engine::Engine;
 use mgit::repo::progress::Silent;
 use mgit::store::journal::{self, Journal};
+use mgit::store::packs::Listed;
 use mgit::store::sim::SimDisk;
 use mgit::store::{Catalog, Disk, Kind, ScanItem, StoreError, lock_exclusive};
 use mgit::vfs::drafts::Drafts;
@@ -117,8 +118,8 @@ fn read_pack(bytes: &[u8]) -> bool {
         ScanItem::Version { id, bytes } => assert_eq!(Id::of(bytes), id),
         ScanItem::Damage(_) => {}
     });
-    assert!(matches!(scanned, Ok(()) | Err(StoreError::Later { .. } | StoreError::Missing { .. })), "{scanned:?}");
-    for (kind, id) in repo.packs.names_in(PACK) {
+    assert!(matches!(scanned, Ok(_) | Err(StoreError::Later { .. } | StoreError::Missing { .. })), "{scanned:?}");
+    for Listed { kind, id, .. } in repo.packs.listing(PACK).things {
         sound += match kind {
             Kind::Object => read_object(&repo, &id),
             Kind::Recipe => read_file(&repo, &id),

@@ -19,7 +19,6 @@ use super::window::{self, Weights};
 use crate::model::id::Id;
 use crate::model::number::Number;
 use crate::model::sketch::{self, Sketch};
-use crate::store::StoreError;
 use crate::store::sketches::{LANES, SketchFile, VersionSketch, lanes};
 
 /// Versions of equal sketches that are tried.
@@ -107,9 +106,9 @@ fn sketch_of(repo: &Arc<Repo>, id: &Id) -> VersionSketch {
     }
 }
 
-/// How loudly it is said that a version cannot be read: what was removed may have been collected since.
+/// How loudly it is said that a version cannot be read.
 pub fn level_of(e: &RepoError) -> Level {
-    if matches!(e, RepoError::Store(StoreError::Missing { .. })) { Level::Debug } else { Level::Warn }
+    if e.is_missing() { Level::Debug } else { Level::Warn }
 }
 
 /// Of all tensors of a version.
