@@ -651,6 +651,11 @@ fn check_history(engine: &Engine, mut heads: Vec<Head>) {
     let text = |details: &[Detail]| serde_json::to_string(details).unwrap();
     let details: Vec<Detail> = heads.iter().map(|h| engine.detail_of(h.clone()).unwrap()).collect();
     assert_eq!(text(&history(engine, None).unwrap()), text(&details));
+    let (catalog, mut all) = (engine.catalog(), vec![]);
+    catalog.models().unwrap().iter().for_each(|m| all.extend(catalog.versions(m).unwrap()));
+    let mut living = catalog.all().unwrap();
+    living.sort_by(|a, b| a.model.cmp(&b.model));
+    assert_eq!(all, living);
     let Some(newest) = details.first() else { return };
     let reference = VersionRef { model: newest.head.model.clone(), version: Some(newest.head.version.clone()) };
     let mut above = engine.lineage().unwrap().ancestors(newest.head.id);

@@ -47,6 +47,8 @@ const LAYOUT: u8 = 3;
 /// larger ones make the catalog of a few versions larger than the rest of a small repository.
 const SEGMENT: usize = 1 << 15;
 const CACHE: u64 = 16 << 20;
+/// Heads that are scanned in the time that one takes to be found.
+const SCANNED: u64 = 4;
 /// sled's lock can outlive the process that held it for a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -246,9 +248,15 @@ impl Catalog {
 
     /// A model's living versions in commit order.
     pub fn versions(&self, model: &ModelName) -> Result<Vec<Head>> {
-        let ids = self.db.scan_prefix(model_prefix(model)).values();
-        let heads = ids.map(|id| self.must(&id_of(&id.map_err(failed)?)?));
-        heads.filter(|h| !matches!(h, Ok(Head { removed: true, .. }))).collect()
+        let ids = self.db.scan_prefix(model_prefix(model)).values().map(|id| id_of(&id.map_err(failed)?));
+        let ids = ids.collect::<Result<Vec<Id>>>()?;
+        let ever = self.mark()?.map_or(0, |(_, seq)| seq);
+        let mut heads = match ids.len() as u64 * SCANNED < ever {
+            true => ids.iter().map(|id| self.must(id)).collect::<Result<Vec<_>>>()?,
+            false => self.ever_all()?,
+        };
+        heads.retain(|h| !h.removed && h.model == *model);
+        Ok(heads)
     }
 
     /// All living versions in commit order.
