@@ -640,3 +640,32 @@ fn a_directory_that_is_no_repository() {
     fs::write(&format, good).unwrap();
     assert_eq!(f.b.json(&["fsck"])["ok"], true);
 }
+
+#[test]
+fn the_file_of_footers_is_not_believed_of_a_pack_that_lost_its_end() {
+    let b = Bench::new();
+    let inputs: Vec<PathBuf> = (0..36).map(|n| b.path(&format!("in/m{n}"))).collect();
+    let import = |dir: &Path, name: &str| b.ok(&["import", dir.to_str().unwrap(), "--as", name]);
+    for (n, dir) in inputs.iter().enumerate() {
+        let mut noise = Noise(1000 + n as u64);
+        let weight = Tensor::f32("w", &[32, 32], (0..1024).map(|_| noise.normal()));
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("model.safetensors"), safetensors(&[weight])).unwrap();
+        import(dir, &format!("m{n}"));
+    }
+    assert!(b.repo().join("packs/footers").exists(), "no pack is known by it");
+    let first: Id = serde_json::from_value(b.json(&["show", "m0"])["id"].clone()).unwrap();
+    let pack = open(&b.repo()).packs.pack_of_version(&first).unwrap();
+    let pack = b.repo().join(format!("packs/{pack}.pack"));
+    let whole = fs::read(&pack).unwrap();
+    fs::write(&pack, &whole[..whole.len() / 2]).unwrap();
+
+    let told = b.run(&["fsck", "--quick"]);
+    assert!(told.code != 0 && told.err.contains("m0@v1"), "{}{}", told.out, told.err);
+    assert_ne!(b.run(&["verify", inputs[0].to_str().unwrap(), "m0"]).code, 0);
+    import(&inputs[0], "again");
+    b.ok(&["verify", inputs[0].to_str().unwrap(), "again"]);
+    b.ok(&["verify", inputs[1].to_str().unwrap(), "m1"]);
+    b.run(&["fsck", "--repair"]);
+    b.ok(&["verify", inputs[0].to_str().unwrap(), "again"]);
+}

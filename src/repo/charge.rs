@@ -103,19 +103,11 @@ impl Charges {
         let Some(pack) = pack else { return Ok(None) };
         match self.by_pack.get(&pack) {
             Some(&place) => Ok(Some(place)),
-            None => Ok(self.orphans()?.get(id).copied()),
+            None => Ok(self.orphans.get_or_init(|| self.find_orphans()).get(id).copied()),
         }
     }
 
-    fn orphans(&self) -> Result<&HashMap<Id, usize>, RepoError> {
-        if self.orphans.get().is_none() {
-            let found = self.find_orphans()?;
-            let _ = self.orphans.set(found);
-        }
-        Ok(self.orphans.get().expect("just set"))
-    }
-
-    fn find_orphans(&self) -> Result<HashMap<Id, usize>, RepoError> {
+    fn find_orphans(&self) -> HashMap<Id, usize> {
         let mut owners = HashMap::new();
         for (place, head) in self.living.iter().enumerate() {
             // A damaged record or recipe costs its own version's charge, not everybody's.
@@ -128,6 +120,6 @@ impl Charges {
                 });
             }
         }
-        Ok(owners)
+        owners
     }
 }

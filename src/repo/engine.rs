@@ -4,7 +4,7 @@
 //! then applied to the catalog. A catalog that lags behind or is gone is brought up to date from the journal
 //! when the engine opens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -41,6 +41,12 @@ pub struct Above {
     pub parents: Vec<(Head, ParentEdge)>,
     pub previous: Option<Head>,
 }
+
+/// The parents of versions that have some, by child.
+pub(super) type Parents = HashMap<Id, Vec<ParentEdge>>;
+
+/// How often the catalog is looked through for edges that all lead somewhere.
+const LOOKS: usize = 4;
 
 /// Catalog, journal and the lock that makes them ours.
 pub struct Engine {
@@ -425,8 +431,25 @@ impl Engine {
 
     /// From the older to the newer.
     fn edges(&self) -> Result<Vec<(Id, Id)>, RepoError> {
-        let (heads, parents) = (self.catalog().ever_all()?, self.catalog().all_parents()?);
+        let (heads, parents) = self.family()?;
         Ok(edges(&heads, &parents))
+    }
+
+    /// All versions that ever were, in commit order, and the parents of those that have some. What is committed meanwhile
+    /// may be at an edge's end and not among the versions: then they are looked through again.
+    pub(super) fn family(&self) -> Result<(Vec<Head>, Parents), RepoError> {
+        let catalog = self.catalog();
+        let mut left = LOOKS;
+        loop {
+            let (heads, parents) = (catalog.ever_all()?, catalog.all_parents()?);
+            let known: HashSet<&Id> = heads.iter().map(|h| &h.id).collect();
+            let mut ends =
+                parents.values().flatten().map(|e| &e.id).chain(heads.iter().filter_map(|h| h.previous.as_ref()));
+            left -= 1;
+            if left == 0 || ends.all(|id| known.contains(id)) {
+                return Ok((heads, parents));
+            }
+        }
     }
 
     fn name_of(&self, id: &Id) -> Result<String, RepoError> {
@@ -485,7 +508,7 @@ fn after(edges: &[(Id, Id)], moves: &[Move]) -> Vec<(Id, Id)> {
 }
 
 /// All edges in commit order, from the older to the newer.
-pub(super) fn edges(heads: &[Head], parents: &HashMap<Id, Vec<ParentEdge>>) -> Vec<(Id, Id)> {
+pub(super) fn edges(heads: &[Head], parents: &Parents) -> Vec<(Id, Id)> {
     let to = |h: &Head| {
         let provenance = parents.get(&h.id).into_iter().flatten().map(|e| e.id);
         h.previous.into_iter().chain(provenance).map(|p| (p, h.id)).collect::<Vec<_>>()

@@ -73,7 +73,7 @@ pub fn fsck(repo: &Arc<Repo>, living: &[Head], progress: &dyn Progress) -> Resul
 
 /// As deep as is asked.
 pub fn check(repo: &Arc<Repo>, living: &[Head], depth: Depth, progress: &dyn Progress) -> Result<Report, RepoError> {
-    repo.packs.distrust_footers()?;
+    repo.distrust_footers()?;
     let mut findings = Vec::new();
     let mut broken = BTreeSet::new();
     let mut blocks = 0;

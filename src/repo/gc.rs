@@ -107,7 +107,7 @@ pub fn collect(engine: &Engine, rules: &Rules, progress: &dyn Progress) -> Resul
 /// What becomes of the packs that do not stay as they are: first those that go, then those of which least is moved.
 fn plan(engine: &Engine, rules: &Rules) -> Result<(Vec<PackPlan>, Live), RepoError> {
     let repo = &*engine.repo;
-    repo.packs.distrust_footers()?;
+    repo.distrust_footers()?;
     let since = repo.disk.now().checked_sub(rules.grace).unwrap_or(Timestamp::MIN);
     let live = Roots::of(repo, &engine.replayed()?, since).and_then(|roots| roots.live(repo));
     let live = live.map_err(|e| {

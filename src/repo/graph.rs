@@ -26,8 +26,7 @@ pub fn graph_with(engine: &Engine, charges: &Charges) -> Result<Graph, RepoError
 
 /// The graph without what versions cost, and the ids that edges lead to and that never were committed.
 pub fn bare(engine: &Engine) -> Result<(Graph, Vec<Id>), RepoError> {
-    let catalog = engine.catalog();
-    let (heads, mut parents) = (catalog.ever_all()?, catalog.all_parents()?);
+    let (heads, mut parents) = engine.family()?;
     let place: HashMap<Id, usize> = heads.iter().enumerate().map(|(i, h)| (h.id, i)).collect();
     let (mut edges, mut unknown) = (Vec::new(), Vec::new());
     let mut add = |from: &Id, edge: Edge| match place.get(from) {

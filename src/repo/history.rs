@@ -6,19 +6,20 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use super::engine::{Detail, Engine, edges};
+use super::engine::{Detail, Engine, Parents, edges};
 use super::{Head, RepoError};
 use crate::model::id::Id;
 use crate::model::lineage::Lineage;
 use crate::model::name::{VersionName, VersionRef};
-use crate::model::record::{ParentEdge, Relation};
+use crate::model::record::Relation;
 
 /// The version and all that it comes from; without one, all that live. Newest first.
 pub fn history(engine: &Engine, of: Option<&VersionRef>) -> Result<Vec<Detail>, RepoError> {
+    let of = of.map(|reference| engine.resolve(reference)).transpose()?;
     let all = All::of(engine)?;
     let mut wanted: Vec<usize> = match of {
         None => (0..all.heads.len()).filter(|&n| !all.heads[n].removed).collect(),
-        Some(reference) => all.with_ancestors(&engine.resolve(reference)?.id),
+        Some(head) => all.with_ancestors(&head.id),
     };
     wanted.sort_by_key(|&n| Reverse(all.heads[n].seq));
     wanted.into_iter().map(|n| all.detail(n)).collect()
@@ -28,7 +29,7 @@ pub fn history(engine: &Engine, of: Option<&VersionRef>) -> Result<Vec<Detail>, 
 struct All {
     heads: Vec<Head>,
     place: HashMap<Id, usize>,
-    parents: HashMap<Id, Vec<ParentEdge>>,
+    parents: Parents,
     tags: HashMap<Id, Vec<VersionName>>,
     /// Places of a version's children, with how they come from it; and of those that follow it. In commit order.
     children: HashMap<Id, Vec<(usize, Relation)>>,
@@ -37,8 +38,7 @@ struct All {
 
 impl All {
     fn of(engine: &Engine) -> Result<All, RepoError> {
-        let catalog = engine.catalog();
-        let (heads, parents) = (catalog.ever_all()?, catalog.all_parents()?);
+        let (heads, parents) = engine.family()?;
         let place = heads.iter().enumerate().map(|(n, h)| (h.id, n)).collect();
         let (mut children, mut next, mut tags): (HashMap<_, Vec<_>>, HashMap<_, Vec<_>>, HashMap<_, Vec<_>>) =
             Default::default();
@@ -48,7 +48,7 @@ impl All {
             }
             head.previous.iter().for_each(|p| next.entry(*p).or_default().push(n));
         }
-        catalog.all_tags()?.into_iter().for_each(|(tag, id)| tags.entry(id).or_default().push(tag));
+        engine.catalog().all_tags()?.into_iter().for_each(|(tag, id)| tags.entry(id).or_default().push(tag));
         Ok(All { heads, place, parents, tags, children, next })
     }
 

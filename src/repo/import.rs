@@ -20,7 +20,6 @@ use crate::model::id::{Id, block_count};
 use crate::model::lossy::Lossy;
 use crate::model::name::{ModelName, VersionName};
 use crate::model::record::{EntryKind, FileEntry, Merge, Origin, ParentEdge, Relation, VersionRecord};
-use crate::store::StoreError;
 use crate::store::pack::{PackWriter, SealedPack, remove_leftovers};
 
 /// What to import, its place in the lineage already resolved.
@@ -263,9 +262,10 @@ fn fresh_objects<'a>(
     fresh
 }
 
-/// Whether an object is stored with all that it is built on: a crash within gc can leave one without.
+/// Whether an object is stored with all that it is built on, as far as records tell: a crash within gc can leave one
+/// without, and a pack may have lost its end.
 fn is_whole(repo: &Repo, id: &Id) -> bool {
-    repo.packs.has_object(id) && !matches!(repo.open_object(id), Err(RepoError::Store(StoreError::Missing { .. })))
+    repo.packs.has_object(id) && repo.open_object(id).is_ok()
 }
 
 fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) -> Result<(), RepoError> {
@@ -273,7 +273,7 @@ fn store_recipes(repo: &Repo, files: &[&HashedFile], writer: &mut PackWriter) ->
     for file in files {
         let recipe = file.recipe();
         let id = recipe.id();
-        if seen.insert(id) && !repo.packs.has_recipe(&id) {
+        if seen.insert(id) && repo.packs.recipe(&id).is_err() {
             writer.put_recipe(&recipe)?;
         }
     }

@@ -128,6 +128,13 @@ impl Repo {
         Ok(())
     }
 
+    /// From now on the packs alone say what they hold: for who is to find damage, and for who removes packs.
+    pub fn distrust_footers(&self) -> Result<(), RepoError> {
+        self.packs.distrust_footers()?;
+        self.caches.forget_moved(self.packs.moves());
+        Ok(())
+    }
+
     /// The files that the journal's events name.
     pub fn files(&self) -> crate::store::files::Files {
         crate::store::files::Files::new(self.disk.clone(), &self.dir)

@@ -105,6 +105,10 @@ impl OpenObject {
         self.stored.record.id
     }
 
+    fn key(&self, index: u64) -> BlockKey {
+        (self.stored.pack_key(), self.id(), index)
+    }
+
     pub fn bases(&self) -> &[MappedBase] {
         &self.bases
     }
@@ -147,8 +151,12 @@ impl std::ops::Deref for Block {
 #[derive(Clone)]
 pub(super) struct ByBytes;
 
-impl Weighter<(Id, u64), Arc<Block>> for ByBytes {
-    fn weight(&self, _: &(Id, u64), block: &Arc<Block>) -> u64 {
+/// A block of an object as one pack file has it: another may have it on other bases. What it is built on is a file's too,
+/// and cheaper: so of those that are being decoded no two wait for each other.
+type BlockKey = (u64, Id, u64);
+
+impl Weighter<BlockKey, Arc<Block>> for ByBytes {
+    fn weight(&self, _: &BlockKey, block: &Arc<Block>) -> u64 {
         block.bytes.len() as u64 + 128
     }
 }
@@ -164,7 +172,7 @@ impl Weighter<Id, Arc<OpenObject>> for ByBytes {
 
 /// The two caches of a repository's readers.
 pub(super) struct Caches {
-    blocks: Cache<(Id, u64), Arc<Block>, ByBytes>,
+    blocks: Cache<BlockKey, Arc<Block>, ByBytes>,
     objects: Cache<Id, Arc<OpenObject>, ByBytes>,
     /// How often things had moved when `objects` was emptied last.
     moves: AtomicU64,
@@ -270,7 +278,7 @@ impl Repo {
         let block = self.unchecked_block(object, index)?;
         if !block.checked.load(Ordering::Acquire) {
             if let Err(e) = object.check(index, &block) {
-                self.caches.blocks.remove(&(object.id(), index));
+                self.caches.blocks.remove(&object.key(index));
                 return Err(e);
             }
             block.checked.store(true, Ordering::Release);
@@ -282,7 +290,7 @@ impl Repo {
     fn read_block(&self, object: &OpenObject, index: u64, from: usize, out: &mut [u8]) -> Result<(), RepoError> {
         let whole = out.len() == block_len(object.length(), index);
         // What is built on others is seldom a base, and the kernel keeps what it has read: our cache is for bases.
-        if whole && !object.bases.is_empty() && self.caches.blocks.peek(&(object.id(), index)).is_none() {
+        if whole && !object.bases.is_empty() && self.caches.blocks.peek(&object.key(index)).is_none() {
             match self.decode(object, index, Via::Cache, out).and_then(|()| object.check(index, out)) {
                 Err(e) if self.mend(object, &e) => {}
                 done => return done,
@@ -294,17 +302,16 @@ impl Repo {
     }
 
     fn unchecked_block(&self, object: &OpenObject, index: u64) -> Result<Arc<Block>, RepoError> {
-        let key = (object.id(), index);
-        self.caches.blocks.get_or_insert_with(&key, || self.decoded(object, index, Via::Cache))
+        self.caches.blocks.get_or_insert_with(&object.key(index), || self.decoded(object, index, Via::Cache))
     }
 
-    fn decoded(&self, object: &OpenObject, index: u64, via: Via) -> Result<Arc<Block>, RepoError> {
+    fn decoded(&self, object: &OpenObject, index: u64, via: Via<'_>) -> Result<Arc<Block>, RepoError> {
         let mut bytes = vec![0; block_len(object.length(), index)].into_boxed_slice();
         self.decode(object, index, via, &mut bytes)?;
         Ok(Arc::new(Block { bytes, checked: AtomicBool::new(false) }))
     }
 
-    fn decode(&self, object: &OpenObject, index: u64, via: Via, out: &mut [u8]) -> Result<(), RepoError> {
+    fn decode(&self, object: &OpenObject, index: u64, via: Via<'_>, out: &mut [u8]) -> Result<(), RepoError> {
         let info = object.stored.record.blocks[index as usize];
         let (width, len) = (object.elem().width(), out.len());
         let base = |b| self.base_block(b, width, index, len, via);
@@ -325,15 +332,35 @@ impl Repo {
             self.packs.read_block(&object.stored, index, encoded)?;
             object.plan.decode(index, info.tag, encoded, &bases, out).map_err(damaged)
         });
-        match decoded {
-            Err(RepoError::Store(e)) if is_gone(&e) => self.decode_moved(object, index, out, e),
-            done => done,
+        match (decoded, via) {
+            (Err(RepoError::Store(e)), Via::Alone(made)) if is_gone(&e) => {
+                self.decode_moved(object, index, made, out, e)
+            }
+            (Err(RepoError::Store(e)), _) if is_gone(&e) => self.decode_moved(object, index, &Made::default(), out, e),
+            (done, _) => done,
         }
+    }
+
+    fn decoded_alone(&self, object: &OpenObject, index: u64, made: &Made) -> Result<Arc<Block>, RepoError> {
+        let key = object.key(index);
+        if let Some(block) = made.borrow().get(&key) {
+            return Ok(block.clone());
+        }
+        let block = self.decoded(object, index, Via::Alone(made))?;
+        made.borrow_mut().insert(key, block.clone());
+        Ok(block)
     }
 
     /// The pack has vanished since the object was opened: another has it, maybe encoded in another way. What was a base may
     /// be built on this object now, and whoever decodes that may be waiting for this: so nobody is waited for.
-    fn decode_moved(&self, object: &OpenObject, index: u64, out: &mut [u8], gone: StoreError) -> Result<(), RepoError> {
+    fn decode_moved(
+        &self,
+        object: &OpenObject,
+        index: u64,
+        made: &Made,
+        out: &mut [u8],
+        gone: StoreError,
+    ) -> Result<(), RepoError> {
         self.refresh()?;
         let (id, same) = (object.id(), |now: &OpenObject| now.stored.pack() == object.stored.pack());
         let mut now = self.open_object(&id)?;
@@ -343,7 +370,7 @@ impl Repo {
         }
         match same(&now) {
             true => Err(gone.into()),
-            false => self.decode(&now, index, Via::Nobody, out),
+            false => self.decode(&now, index, Via::Alone(made), out),
         }
     }
 
@@ -366,14 +393,14 @@ impl Repo {
         width: usize,
         index: u64,
         len: usize,
-        via: Via,
+        via: Via<'_>,
     ) -> Result<BaseBlock, RepoError> {
         let object = &*base.object;
         let (start, len) = base.mapping.range(index, len, width, object.length(), object.elem().width());
         let block = |index| match via {
             Via::Checked => self.block(object, index),
             Via::Cache => self.unchecked_block(object, index),
-            Via::Nobody => self.decoded(object, index, via),
+            Via::Alone(made) => self.decoded_alone(object, index, made),
         };
         let from = (start % BLOCK) as usize;
         if start < object.length() && from + len <= block_len(object.length(), start / BLOCK) {
@@ -400,15 +427,18 @@ impl Repo {
     }
 }
 
+/// Blocks that one call has decoded.
+type Made = RefCell<HashMap<BlockKey, Arc<Block>>>;
+
 /// How a base's block is come by.
 #[derive(Clone, Copy)]
-pub(super) enum Via {
+pub(super) enum Via<'a> {
     /// The cache of decoded blocks, once it is checked.
     Checked,
     /// That cache; what is made of it is checked.
     Cache,
-    /// Decoded here, whatever others are at.
-    Nobody,
+    /// Decoded here, each once, whatever others are at.
+    Alone(&'a Made),
 }
 
 /// A base's bytes for one block: shared with the cache where they lie in one of its blocks.

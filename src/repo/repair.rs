@@ -47,7 +47,7 @@ pub struct Mended {
 
 /// The living versions by what is left of the journal, and what is lost of it.
 pub fn salvaged(repo: &Repo) -> Result<(Vec<Head>, Salvage), RepoError> {
-    repo.packs.distrust_footers()?;
+    repo.distrust_footers()?;
     let salvage = salvage(&*repo.disk, &repo.dir.join("journal"))?;
     let catalog = Catalog::temporary()?;
     for (n, frame) in (1..).zip(&salvage.frames) {
@@ -152,7 +152,7 @@ fn commit_of(repo: &Repo, id: Id, mut r: VersionRecord, known: &HashSet<Id>) -> 
 
 /// What these versions need and cannot be read.
 pub fn wanted(repo: &Arc<Repo>, living: &[Head], progress: &dyn Progress) -> Result<Wanted, RepoError> {
-    repo.packs.distrust_footers()?;
+    repo.distrust_footers()?;
     let mut out = Wanted::default();
     let (mut objects, mut seen) = (Vec::new(), HashSet::new());
     for head in living {
@@ -328,7 +328,7 @@ fn hashed_files(dir: &Path, progress: &dyn Progress) -> Result<Vec<HashedFile>, 
 
 /// Writes packs whose structure is damaged anew, with all that can be read of them.
 pub fn rewrite(repo: &Repo, progress: &dyn Progress) -> Result<Mended, RepoError> {
-    repo.packs.distrust_footers()?;
+    repo.distrust_footers()?;
     let mut mended = Mended::default();
     for pack in repo.packs.pack_names() {
         progress.check()?;

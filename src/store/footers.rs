@@ -32,6 +32,8 @@ const HEAD: usize = 8;
 const NAMED: usize = 16;
 /// Most bytes of a payload: the footer of a larger pack is read there.
 const MAX_PAYLOAD: usize = 1 << 22;
+/// Most bytes of a pack: sums of what is said to be stored never overflow.
+const MAX_BYTES: u64 = 1 << 48;
 /// Bytes that are read at once: more than the longest frame.
 const PIECE: u64 = 8 << 20;
 
@@ -95,11 +97,19 @@ fn footer(frame: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Option<(String,
     }
     let (entries, rest) = payload[NAMED..].as_chunks::<ENTRY>();
     let entries: Option<Vec<Entry>> = entries.iter().map(|e| Entry::read(e, bytes)).collect();
-    let entries = entries.filter(|_| rest.is_empty()).ok_or(Damaged)?;
+    let makes_sense = |e: &Vec<Entry>| {
+        rest.is_empty() && bytes <= MAX_BYTES && e.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id))
+    };
+    let entries = entries.filter(makes_sense).ok_or(Damaged)?;
     Ok(Some((name, Footer { bytes, entries })))
 }
 
-/// Replaces the file by one of these packs, those of very long footers left out.
+/// Whether a pack's footer is short enough to stand here.
+pub(super) fn takes(pack: &Pack) -> bool {
+    pack.entries.len() <= (MAX_PAYLOAD - NAMED) / ENTRY && pack.bytes <= MAX_BYTES
+}
+
+/// Replaces the file by one of these packs, each of which it [`takes`].
 pub(super) fn write<'a>(disk: &dyn Disk, dir: &Path, packs: impl Iterator<Item = &'a Arc<Pack>>) -> Result<()> {
     let mut out = MAGIC.to_vec();
     packs.for_each(|pack| put(&mut out, pack));
@@ -116,7 +126,7 @@ pub(super) fn write<'a>(disk: &dyn Disk, dir: &Path, packs: impl Iterator<Item =
 
 fn put(out: &mut Vec<u8>, pack: &Pack) {
     let len = NAMED + ENTRY * pack.entries.len();
-    let Some(name) = parse_name(&pack.name).filter(|_| len <= MAX_PAYLOAD) else { return };
+    let Some(name) = parse_name(&pack.name) else { return };
     out.extend_from_slice(&(len as u32).to_le_bytes());
     let check = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -125,4 +135,31 @@ fn put(out: &mut Vec<u8>, pack: &Pack) {
     pack.entries.iter().for_each(|e| e.put(out));
     let value = check4(&[&out[check + 4..]]);
     out[check..check + 4].copy_from_slice(&value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pack::Kind;
+    use super::super::sim::SimDisk;
+    use super::*;
+    use crate::model::id::Id;
+
+    fn found(bytes: u64, entries: Vec<Entry>) -> usize {
+        let (disk, dir) = (SimDisk::new(1), Path::new("/"));
+        let (name, path) = ("00000000000000aa".to_owned(), Default::default());
+        write(&disk, dir, [Arc::new(Pack { name, key: 0, path, bytes, entries })].iter()).unwrap();
+        read(&disk, dir, |_| true).len()
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_believed_though_it_checks_out() {
+        let entry = |n: u8| Entry { kind: Kind::Recipe, id: Id([n; 32]), offset: 100, len: 10, stored: 19 };
+        assert_eq!(found(1000, vec![entry(1), entry(2)]), 1);
+        assert_eq!(found(1000, vec![]), 1);
+        assert_eq!(found(110, vec![entry(1)]), 0, "it lies behind the end");
+        assert_eq!(found(1000, vec![entry(2), entry(1)]), 0, "not sorted");
+        assert_eq!(found(1000, vec![entry(1), entry(1)]), 0, "twice");
+        assert_eq!(found(MAX_BYTES + 1, vec![entry(1)]), 0, "longer than any file");
+        assert_eq!(found(1000, vec![Entry { stored: 500, ..entry(1) }]), 0, "larger than its frames");
+    }
 }

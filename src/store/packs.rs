@@ -72,6 +72,11 @@ impl StoredObject {
         &self.pack.name
     }
 
+    /// Of the pack file that it was read from: unlike a name, never used for another.
+    pub fn pack_key(&self) -> u64 {
+        self.pack.key
+    }
+
     /// Names a block of this object, for an error: object, block, pack and offset.
     pub fn describe_block(&self, index: u64) -> String {
         let at = self.starts.get(index as usize).copied().unwrap_or(0);
@@ -141,7 +146,7 @@ pub struct Packs {
     mending: Mutex<()>,
     keys: AtomicU64,
     moves: AtomicU64,
-    /// Packs that were read themselves, not from the file of footers.
+    /// Packs that the file of footers could have, and were read themselves.
     apart: AtomicU64,
     /// The file of footers is not asked.
     distrusts: AtomicBool,
@@ -183,17 +188,23 @@ impl Packs {
     /// A pack may vanish between the reading of the directory and its own, and a reading that another process is beside
     /// may show neither the old pack of a thing nor its new one: what is read counts when a second reading is the same.
     pub fn refresh(&self) -> Result<()> {
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         self.look(false)
     }
 
     /// Reads every pack itself, now and from now on: for who is to find damage, and for who removes packs.
     pub fn distrust_footers(&self) -> Result<()> {
-        if self.distrusts.swap(true, Ordering::Relaxed) { Ok(()) } else { self.look(true) }
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.distrusts.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let looked = self.look(true);
+        self.distrusts.store(looked.is_ok(), Ordering::Relaxed);
+        looked
     }
 
-    /// At the packs that are not known yet, or at all anew.
+    /// At the packs that are not known yet, or at all anew. Who calls is the only one that refreshes.
     fn look(&self, anew: bool) -> Result<()> {
-        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = pack_names(&*self.disk, &self.dir)?;
         if !anew && self.state().are(&names) {
             return Ok(());
@@ -234,21 +245,26 @@ impl Packs {
                 None => true,
             });
         }
-        self.apart.fetch_add(new.len() as u64, Ordering::Relaxed);
         let read = parallel::map(&new, |n| self.load(n));
+        let apart =
+            read.iter().filter(|l| matches!(l, Loaded::Index(p, found) if found.is_empty() && footers::takes(p)));
+        self.apart.fetch_add(apart.count() as u64, Ordering::Relaxed);
         loaded.extend(new.into_iter().zip(read));
         loaded
     }
 
     /// Writes the file of footers anew where a fair share of the packs is not in it.
     pub fn save_footers(&self) -> Result<()> {
-        let state = self.state();
-        let (apart, all) = (self.apart.load(Ordering::Relaxed) as usize, state.index.packs().len());
-        if apart <= FEW.load(Ordering::Relaxed) || apart * SHARE < all {
+        let apart = self.apart.load(Ordering::Relaxed) as usize;
+        if apart <= FEW.load(Ordering::Relaxed) || apart * SHARE < self.state().index.packs().len() {
             return Ok(());
         }
-        let sound = state.index.packs().values().filter(|p| !state.findings.contains_key(&p.name));
-        footers::write(&*self.disk, &self.dir, sound)?;
+        let packs: Vec<Arc<Pack>> = {
+            let state = self.state();
+            let sound = state.index.packs().values().filter(|p| !state.findings.contains_key(&p.name));
+            sound.filter(|p| footers::takes(p)).cloned().collect()
+        };
+        footers::write(&*self.disk, &self.dir, packs.iter())?;
         self.apart.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -494,8 +510,7 @@ impl Packs {
         match parity::mend(&*self.disk, &self.dir, pack) {
             Ok(Some(n)) if n > 0 => {
                 log::warn!("pack {pack}: {n} damaged places were mended by its parity");
-                let key = self.state.try_read().ok().and_then(|s| s.index.packs().get(pack).map(|p| p.key));
-                key.map_or_else(|| self.files.clear(), |key| drop(self.files.remove(&key)));
+                self.files.clear();
                 true
             }
             Ok(_) => false,
