@@ -1,4 +1,4 @@
-//! What a large model takes in memory: importing it, and reading all of it through a mount.
+//! What a large model takes in memory (importing it, reading all of it through a mount), and what holes in files take.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Readers of one block, a pack that moves beneath them or beside another process, and pins, under threads that take turns in many orders (feature
-//! `shuttle`).
+//! Readers of one block, a pack that moves beneath them or beside another process, and pins, under threads that take turns
+//! in many orders (feature `shuttle`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use shuttle::thread;
 
 use super::Repo;
+use super::read::{OpenObject, tests::two};
 use crate::codec;
 use crate::model::id::{Id, block_value, object_id};
 use crate::model::object::{BlockInfo, ObjectRecord};
@@ -119,6 +120,30 @@ fn another_process_finds_what_moves_while_it_opens_or_looks_again() {
         moved(&repo, &object, &recipe);
         [opens, looks].into_iter().for_each(|h| h.join().unwrap());
     });
+}
+
+#[test]
+fn readers_of_an_old_and_a_new_view_do_not_wait_for_each_other() {
+    for gone in [false, true] {
+        explore(move || {
+            let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+            crate::store::create(&disk, Path::new(DIR)).unwrap();
+            let (old, first) = two(&disk, Path::new(DIR), ["U8", "I8"]);
+            let repo = Repo::open(Path::new(DIR), disk.clone(), 1 << 20).unwrap();
+            let before = repo.open_object(&first).unwrap();
+            let (_, second) = two(&disk, Path::new(DIR), ["I8", "U8"]);
+            repo.refresh().unwrap();
+            if gone {
+                repo.packs.remove(&[old]).unwrap();
+            }
+            let after = repo.open_object(&second).unwrap();
+            let read = |view: Arc<OpenObject>| {
+                let repo = repo.clone();
+                thread::spawn(move || assert_eq!(repo.block(&view, 0).unwrap()[..], [7]))
+            };
+            [read(before), read(after)].into_iter().for_each(|h| h.join().unwrap());
+        });
+    }
 }
 
 #[test]

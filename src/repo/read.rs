@@ -521,7 +521,7 @@ impl FileReader {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::id::object_id;
     use crate::model::object::BlockInfo;
@@ -557,32 +557,34 @@ mod tests {
         }
     }
 
+    /// The same byte, 7, as two tensors of these dtypes in a new pack: the first is stored, the second is said to be the
+    /// same. The pack's name, and the second's id.
+    pub fn two(disk: &Arc<dyn Disk>, dir: &std::path::Path, of: [&str; 2]) -> (String, Id) {
+        let typed = |dtype: &str, cost, bases| {
+            let record = object(7, cost, bases);
+            let id = object_id(dtype, &record.shape, &Id(record.values[0]));
+            ObjectRecord { id, dtype: dtype.to_owned(), ..record }
+        };
+        let stored = typed(of[0], 1, vec![]);
+        let mut same = typed(of[1], 2, vec![Base { id: stored.id, mapping: Mapping::Bytes }]);
+        same.blocks = vec![BlockInfo { tag: codec::SAME, encoded: 0 }];
+        let mut writer = PackWriter::create(disk.clone(), &dir.join("packs")).unwrap();
+        for (record, bytes) in [(&stored, &[7][..]), (&same, &[])] {
+            writer.put_block(bytes).unwrap();
+            writer.put_object(record).unwrap();
+        }
+        (writer.seal().unwrap().name, same.id)
+    }
+
     #[test]
     fn what_was_a_base_may_be_built_on_what_was_built_on_it() {
         let dir = std::path::Path::new("/r");
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
         crate::store::create(&disk, dir).unwrap();
-        // The same bytes as two tensors, of which one is stored and the other is said to be the same.
-        let two = |of: [&str; 2]| {
-            let typed = |dtype: &str, cost, bases| {
-                let record = object(7, cost, bases);
-                let id = object_id(dtype, &record.shape, &Id(record.values[0]));
-                ObjectRecord { id, dtype: dtype.to_owned(), ..record }
-            };
-            let stored = typed(of[0], 1, vec![]);
-            let mut same = typed(of[1], 2, vec![Base { id: stored.id, mapping: Mapping::Bytes }]);
-            same.blocks = vec![BlockInfo { tag: codec::SAME, encoded: 0 }];
-            let mut writer = PackWriter::create(disk.clone(), &dir.join("packs")).unwrap();
-            for (record, bytes) in [(&stored, &[7][..]), (&same, &[])] {
-                writer.put_block(bytes).unwrap();
-                writer.put_object(record).unwrap();
-            }
-            (writer.seal().unwrap().name, same.id)
-        };
-        let (old, id) = two(["U8", "I8"]);
+        let (old, id) = two(&disk, dir, ["U8", "I8"]);
         let repo = Repo::open(dir, disk.clone(), 1 << 20).unwrap();
         let held = repo.open_object(&id).unwrap();
-        two(["I8", "U8"]);
+        two(&disk, dir, ["I8", "U8"]);
         repo.refresh().unwrap();
         repo.packs.remove(&[old]).unwrap();
         let (done, waits) = std::sync::mpsc::channel();

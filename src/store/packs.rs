@@ -2,8 +2,8 @@
 //!
 //! The index is in memory, read from one file that has most packs' footers ([`super::footers`]), else from the packs.
 //! One whose footer is damaged is read by its frames and remembered as a finding; one of a later format is left out, and
-//! what can't be found is then said to be there. One bad pack never stops the others. Records are checked when they are read; a block is not: its
-//! caller checks the decoded bytes against the record, and so against the id.
+//! what can't be found is then said to be there. One bad pack never stops the others. Records are checked when they are
+//! read; a block is not: its caller checks the decoded bytes against the record, and so against the id.
 //!
 //! Of two copies of a thing, that in the pack whose name sorts first counts ([`super::index`]): the newer one, for every
 //! process alike.
