@@ -669,3 +669,40 @@ fn the_file_of_footers_is_not_believed_of_a_pack_that_lost_its_end() {
     b.run(&["fsck", "--repair"]);
     b.ok(&["verify", inputs[0].to_str().unwrap(), "again"]);
 }
+
+#[test]
+fn what_is_stored_anew_for_its_copy_is_damaged_stays_a_base() {
+    let b = Bench::new();
+    let mut noise = Noise(77);
+    let first: Vec<f32> = (0..4096).map(|_| noise.normal()).collect();
+    let mut near = |by: f32| first.iter().map(|v| v + by * noise.normal()).collect::<Vec<f32>>();
+    let (tuned, sibling, other) = (near(1e-4), near(1e-4), near(10.0));
+    let import = |name: &str, values: &[f32], more: &[&str]| {
+        let dir = b.path(&format!("in/{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        let weight = Tensor::f32("w", &[64, 64], values.iter().copied());
+        fs::write(dir.join("model.safetensors"), safetensors(&[weight])).unwrap();
+        b.ok(&[&["import", dir.to_str().unwrap(), "--as", name], more].concat());
+    };
+    import("first", &first, &[]);
+    import("tuned", &tuned, &["--parent", "first"]);
+    import("other", &other, &["--parent", "first"]);
+    import("sibling", &sibling, &["--parent", "other"]);
+    let id: Id = serde_json::from_value(b.json(&["show", "first"])["id"].clone()).unwrap();
+    let repo = open(&b.repo());
+    let pack = repo.packs.pack_of_version(&id).unwrap();
+    let file = File::options().read(true).write(true).open(b.repo().join(format!("packs/{pack}.pack"))).unwrap();
+    for thing in repo.packs.listing(&pack).things.iter().filter(|t| t.kind == mgit::store::Kind::Object) {
+        let object = repo.packs.object(&thing.id).unwrap();
+        let last = object.record.blocks.len() - 1;
+        let record = object.block_offset(last as u64) + 9 + object.record.blocks[last].encoded as u64;
+        file.write_all_at(b"rotten", record + 20).unwrap();
+    }
+    drop(repo);
+    let dir = |name: &str| b.path(&format!("in/{name}")).to_str().unwrap().to_owned();
+    assert_ne!(b.run(&["verify", &dir("tuned"), "tuned"]).code, 0);
+    import("again", &first, &["--parent", "sibling"]);
+    for (name, version) in [("again", "again"), ("again", "first"), ("tuned", "tuned"), ("sibling", "sibling")] {
+        b.ok(&["verify", &dir(name), version]);
+    }
+}

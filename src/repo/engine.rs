@@ -45,9 +45,6 @@ pub struct Above {
 /// The parents of versions that have some, by child.
 pub(super) type Parents = HashMap<Id, Vec<ParentEdge>>;
 
-/// How often the catalog is looked through for edges that all lead somewhere.
-const LOOKS: usize = 4;
-
 /// Catalog, journal and the lock that makes them ours.
 pub struct Engine {
     pub repo: Arc<Repo>,
@@ -436,17 +433,17 @@ impl Engine {
     }
 
     /// All versions that ever were, in commit order, and the parents of those that have some. What is committed meanwhile
-    /// may be at an edge's end and not among the versions: then they are looked through again.
+    /// may be at an edge's end and not among the versions: then they are looked through again. Where that finds no more
+    /// versions, an edge leads to none that ever was.
     pub(super) fn family(&self) -> Result<(Vec<Head>, Parents), RepoError> {
         let catalog = self.catalog();
-        let mut left = LOOKS;
+        let mut before = None;
         loop {
             let (heads, parents) = (catalog.ever_all()?, catalog.all_parents()?);
             let known: HashSet<&Id> = heads.iter().map(|h| &h.id).collect();
             let mut ends =
                 parents.values().flatten().map(|e| &e.id).chain(heads.iter().filter_map(|h| h.previous.as_ref()));
-            left -= 1;
-            if left == 0 || ends.all(|id| known.contains(id)) {
+            if before.replace(heads.len()) == Some(heads.len()) || ends.all(|id| known.contains(id)) {
                 return Ok((heads, parents));
             }
         }

@@ -230,18 +230,22 @@ fn store_objects(
 ) -> Result<Tally, RepoError> {
     let fresh = fresh_objects(repo, files, progress);
     let candidates = Candidates::of_versions(repo, &spec.bases());
-    let made: Vec<Option<Source>> = fresh.iter().map(|(_, piece)| Source::made(repo, piece)).collect();
-    let open: Vec<_> = fresh.iter().zip(&made).filter(|(_, m)| m.is_none()).map(|(f, _)| *f).collect();
+    // What takes the place of a copy gets no bases: it costs no more than that did, nor is it built on what is built on it.
+    let replaces = |piece: &HashedPiece| repo.packs.has_object(&piece.id);
+    let made = |piece: &HashedPiece| if replaces(piece) { None } else { Source::made(repo, piece) };
+    let made: Vec<Option<Source>> = fresh.iter().map(|(_, piece)| made(piece)).collect();
+    let is_open = |piece: &HashedPiece, made: &Option<Source>| made.is_none() && !replaces(piece);
+    let open: Vec<_> = fresh.iter().zip(&made).filter(|((_, p), made)| is_open(p, made)).map(|(f, _)| *f).collect();
     let mut paired = pair(repo, &candidates, &open)?.into_iter();
     let todo = fresh.into_iter().zip(made).map(|((file, piece), made)| {
-        let near = if made.is_some() { vec![] } else { paired.next().unwrap_or_default() };
+        let near = if is_open(piece, &made) { paired.next().unwrap_or_default() } else { vec![] };
         Todo { file, piece, near, made }
     });
     let todo: Vec<Todo> = todo.collect();
     encode_all(repo, &todo, spec.effort, writer, progress)
 }
 
-/// The pieces whose objects no pack holds yet, each object once, in file order.
+/// The pieces whose objects no pack holds, or not so that they can be opened: each object once, in file order.
 fn fresh_objects<'a>(
     repo: &Repo,
     files: &[&'a HashedFile],

@@ -151,8 +151,8 @@ impl std::ops::Deref for Block {
 #[derive(Clone)]
 pub(super) struct ByBytes;
 
-/// A block of an object as one pack file has it: another may have it on other bases. What it is built on is a file's too,
-/// and cheaper: so of those that are being decoded no two wait for each other.
+/// A block of an object as one pack file has it: another may have it on other bases. Its bases are blocks of pack files
+/// too, each of an object that costs less ([`Repo::open_object`]): so waiting for who decodes them never goes round.
 type BlockKey = (u64, Id, u64);
 
 impl Weighter<BlockKey, Arc<Block>> for ByBytes {

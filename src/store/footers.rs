@@ -7,8 +7,8 @@
 //! check      4   check4 of the payload
 //! payload        name 8 · bytes u64 LE · n × the 53 bytes of an entry of its footer, in their order
 //! ```
-//! All of it is derived from packs that were sound, and a pack never changes: what stands here of a pack that is
-//! there is as good as what stands in it. It can be deleted at any time. It is replaced as a whole, not synced; what
+//! All of it is derived from packs that were sound, and nobody changes a pack: what stands here of one that is there is
+//! what stands in it, but for damage, which shows where a thing is read. It can be deleted at any time. It is replaced as a whole, not synced; what
 //! does not check out, and all behind it, is read from the packs. Checks of the packs themselves never look here.
 //!
 //! It doesn't know which packs there are.
@@ -32,7 +32,7 @@ const HEAD: usize = 8;
 const NAMED: usize = 16;
 /// Most bytes of a payload: the footer of a larger pack is read there.
 const MAX_PAYLOAD: usize = 1 << 22;
-/// Most bytes of a pack: sums of what is said to be stored never overflow.
+/// Most bytes of a pack: sums over all packs never overflow.
 const MAX_BYTES: u64 = 1 << 48;
 /// Bytes that are read at once: more than the longest frame.
 const PIECE: u64 = 8 << 20;
@@ -98,13 +98,14 @@ fn footer(frame: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Option<(String,
     let (entries, rest) = payload[NAMED..].as_chunks::<ENTRY>();
     let entries: Option<Vec<Entry>> = entries.iter().map(|e| Entry::read(e, bytes)).collect();
     let makes_sense = |e: &Vec<Entry>| {
-        rest.is_empty() && bytes <= MAX_BYTES && e.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id))
+        let sum = e.iter().try_fold(0u64, |sum, e| sum.checked_add(e.stored)).filter(|sum| *sum <= bytes);
+        rest.is_empty() && bytes <= MAX_BYTES && sum.is_some() && e.is_sorted_by(|a, b| (a.kind, a.id) < (b.kind, b.id))
     };
     let entries = entries.filter(makes_sense).ok_or(Damaged)?;
     Ok(Some((name, Footer { bytes, entries })))
 }
 
-/// Whether a pack's footer is short enough to stand here.
+/// Whether a pack is small enough to stand here.
 pub(super) fn takes(pack: &Pack) -> bool {
     pack.entries.len() <= (MAX_PAYLOAD - NAMED) / ENTRY && pack.bytes <= MAX_BYTES
 }
@@ -159,6 +160,7 @@ mod tests {
         assert_eq!(found(110, vec![entry(1)]), 0, "it lies behind the end");
         assert_eq!(found(1000, vec![entry(2), entry(1)]), 0, "not sorted");
         assert_eq!(found(1000, vec![entry(1), entry(1)]), 0, "twice");
+        assert_eq!(found(120, vec![entry(1); 7]), 0, "more than there is");
         assert_eq!(found(MAX_BYTES + 1, vec![entry(1)]), 0, "longer than any file");
         assert_eq!(found(1000, vec![Entry { stored: 500, ..entry(1) }]), 0, "larger than its frames");
     }
