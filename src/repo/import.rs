@@ -231,14 +231,15 @@ fn store_objects(
     let fresh = fresh_objects(repo, files, progress);
     let candidates = Candidates::of_versions(repo, &spec.bases());
     // What takes the place of a copy gets no bases: it costs no more than that did, nor is it built on what is built on it.
-    let replaces = |piece: &HashedPiece| repo.packs.has_object(&piece.id);
-    let made = |piece: &HashedPiece| if replaces(piece) { None } else { Source::made(repo, piece) };
-    let made: Vec<Option<Source>> = fresh.iter().map(|(_, piece)| made(piece)).collect();
-    let is_open = |piece: &HashedPiece, made: &Option<Source>| made.is_none() && !replaces(piece);
-    let open: Vec<_> = fresh.iter().zip(&made).filter(|((_, p), made)| is_open(p, made)).map(|(f, _)| *f).collect();
+    let replaces: Vec<bool> = fresh.iter().map(|(_, piece)| repo.packs.has_object(&piece.id)).collect();
+    let made =
+        fresh.iter().zip(&replaces).map(|((_, p), replaces)| if *replaces { None } else { Source::made(repo, p) });
+    let made: Vec<Option<Source>> = made.collect();
+    let is_open: Vec<bool> = made.iter().zip(&replaces).map(|(made, replaces)| made.is_none() && !replaces).collect();
+    let open: Vec<_> = fresh.iter().zip(&is_open).filter(|(_, is_open)| **is_open).map(|(f, _)| *f).collect();
     let mut paired = pair(repo, &candidates, &open)?.into_iter();
-    let todo = fresh.into_iter().zip(made).map(|((file, piece), made)| {
-        let near = if is_open(piece, &made) { paired.next().unwrap_or_default() } else { vec![] };
+    let todo = fresh.into_iter().zip(made).zip(is_open).map(|(((file, piece), made), is_open)| {
+        let near = if is_open { paired.next().unwrap_or_default() } else { vec![] };
         Todo { file, piece, near, made }
     });
     let todo: Vec<Todo> = todo.collect();
