@@ -486,10 +486,10 @@ fn squeeze(b: &Bench, disk: &Path, rounds: std::ops::Range<u32>) -> BTreeSet<&'s
     stopped
 }
 
-/// The files in `packs/` but for the derived sketches and the lock, sorted.
+/// The files in `packs/` but for the derived ones and the lock, sorted.
 fn packs(b: &Bench) -> Vec<String> {
     let names = fs::read_dir(b.repo().join("packs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|n| n != "sketches" && n != "gate").collect();
+    let mut names: Vec<_> = names.filter(|n| !["sketches", "footers", "gate"].contains(&n.as_str())).collect();
     names.sort();
     names
 }
