@@ -102,11 +102,6 @@ fn cells(graph: &Graph, n: usize, kinds: &[Kind]) -> Vec<String> {
     cells
 }
 
-/// The message; a damaged record has none to tell.
-fn message(repo: &Arc<Repo>, d: &Detail) -> String {
-    repo.record(&d.head.id).map(|r| r.message).unwrap_or_default()
-}
-
 /// A table with each version's message below its row.
 fn as_text(repo: &Arc<Repo>, details: &[Detail], charges: &Charges) -> Vec<String> {
     let heads: Vec<_> = details.iter().map(|d| &d.head).collect();
@@ -138,7 +133,7 @@ fn origin(d: &Detail) -> String {
 fn as_json(repo: &Arc<Repo>, d: &Detail) -> Value {
     json!({
         "model": d.head.model, "version": d.head.version, "id": d.head.id, "created": d.head.created,
-        "message": message(repo, d), "removed": d.head.removed, "logical_bytes": d.head.bytes,
+        "message": log::message(repo, &d.head), "removed": d.head.removed, "logical_bytes": d.head.bytes,
         "parents": d.parents.iter().map(out::parent).collect::<Vec<_>>(),
         "previous": d.previous.as_ref().map(out::version),
     })

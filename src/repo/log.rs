@@ -35,11 +35,14 @@ pub struct Facts {
     pub message: String,
 }
 
-/// What the packs know of each version: the bytes that it is charged, where that can be read, and its message. A damaged
-/// record has none to tell.
+/// The message of a version; a damaged record has none to tell.
+pub fn message(repo: &Repo, head: &Head) -> String {
+    repo.record(&head.id).map(|r| r.message).unwrap_or_default()
+}
+
+/// What the packs know of each version: the bytes that it is charged, where that can be read, and its message.
 pub fn stored_and_messages(repo: &Arc<Repo>, heads: &[&Head], charges: &Charges) -> Vec<(Option<u64>, String)> {
-    let message = |h: &Head| repo.record(&h.id).map(|r| r.message).unwrap_or_default();
-    heads.par_iter().map(|h| (if h.removed { None } else { stored(charges, &h.id) }, message(h))).collect()
+    heads.par_iter().map(|h| (if h.removed { None } else { stored(charges, &h.id) }, message(repo, h))).collect()
 }
 
 impl Row {

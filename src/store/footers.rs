@@ -8,8 +8,9 @@
 //! payload        name 8 · bytes u64 LE · n × the 53 bytes of an entry of its footer, in their order
 //! ```
 //! All of it is derived from packs that were sound, and nobody changes a pack: what stands here of one that is there is
-//! what stands in it, but for damage, which shows where a thing is read. It can be deleted at any time. It is replaced as a whole, not synced; what
-//! does not check out, and all behind it, is read from the packs. Checks of the packs themselves never look here.
+//! what stands in it, but for damage, which shows where a thing is read. It can be deleted at any time. It is replaced as
+//! a whole, not synced; what does not check out, and all behind it, is read from the packs. Who looks for damage, and who
+//! removes packs, never looks here.
 //!
 //! It doesn't know which packs there are.
 
